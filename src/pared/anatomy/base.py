@@ -1,0 +1,264 @@
+"""What a method may ask about a model: blocks, sites, token grid, how its denoiser is called.
+
+A family is one file of this folder with one subclass of `Family`. It's the only kind of code in
+pared that knows the class and attribute names of other libraries. What diffusers documents for
+attention processors (`to_q`, `to_k`, `to_v`, `to_out`, `heads`, and `add_q_proj` and its like for
+a second stream) is not repeated here: a processor gets its attention module and may use those
+names.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pared.errors import InputError
+
+SiteKind = Literal[
+    "self_attention",  # image tokens attend to image tokens only
+    "joint_attention",  # image and text tokens share one softmax
+    "cross_attention",  # image tokens attend to the condition
+    "feed_forward",
+    "modulation",  # what turns the timestep (and labels) into shifts, scales and gates
+    "norm",
+]
+
+# Whose tokens pass through a site.
+Stream = Literal["image", "text", "both"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in a model where a method can work.
+
+    Attributes:
+        kind: what happens there.
+        path: dotted name of the module inside the model; unique, used in messages and claims.
+        block: index of the block that holds it, counted through the whole model.
+        module: the module itself, as it is now.
+        stream: whose tokens pass through it: the image's, the text's, or both.
+    """
+
+    kind: SiteKind
+    path: str
+    block: int
+    module: nn.Module
+    stream: Stream = "image"
+
+    @property
+    def width(self) -> int:
+        """Channels of an attention's queries (heads x channels per head)."""
+        return self.module.to_q.out_features
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.module.heads
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual block: its index, dotted path and sites."""
+
+    index: int
+    path: str
+    module: nn.Module
+    sites: tuple[Site, ...]
+
+
+class Grid:
+    """Height and width, in tokens, of the call that is running.
+
+    It is itself the forward pre-hook that keeps it up to date; copies of a model copy it along.
+    Families install it through `Family.grid`.
+
+    Args:
+        patch: side of a token, in pixels of the module's input.
+    """
+
+    def __init__(self, patch: int = 1) -> None:
+        self.patch, self.height, self.width = patch, 0, 0
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.height, self.width = self.measure(args, kwargs)
+
+    def measure(self, args: tuple, kwargs: dict[str, Any]) -> tuple[int, int]:
+        """Height and width in tokens, from the arguments of the call."""
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        return hidden.shape[-2] // self.patch, hidden.shape[-1] // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of the call."""
+        return self.height * self.width
+
+
+class Family(ABC):
+    """Access to one model of a family. Get one by `pared.anatomy.of(model)`.
+
+    Attributes:
+        name: short name of the family, e.g. "pixart".
+        classes: names of the model classes it reads.
+        conditions: entries of the condition that `denoise` takes from this model's batches.
+        image_first: whether image tokens come before text tokens in the sequence that a
+            joint attention mixes (families without joint attention: of no meaning).
+        model: the model, without the wrappers of `torch.compile`, DDP or peft.
+    """
+
+    name: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]]
+    conditions: tuple[str, ...]
+    image_first: ClassVar[bool] = True
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @property
+    @abstractmethod
+    def blocks(self) -> tuple[Block, ...]:
+        """The residual blocks in the order of execution."""
+
+    def sites(self, *kinds: SiteKind) -> list[Site]:
+        """All sites of the given kinds (of every kind when none is given), in order."""
+        return [s for b in self.blocks for s in b.sites if not kinds or s.kind in kinds]
+
+    # The tokens of a call -------------------------------------------------------------------------
+
+    def grid(self, site: Site) -> Grid:
+        """The token grid that `site` sees; follows every call of the model from now on."""
+        module, fresh = self._grid_source(site)
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, Grid):
+                return hook
+        module.register_forward_pre_hook(fresh, with_kwargs=True)
+        return fresh
+
+    def _grid_source(self, site: Site) -> tuple[nn.Module, Grid]:
+        """The module whose call tells the grid of `site`, and a new grid that can read that call."""
+        return self.model, Grid(self.model.config.patch_size)
+
+    def streams(self, grid: Grid, length: int) -> tuple[slice, slice]:
+        """Which tokens of a joint sequence are image and which are text.
+
+        The image tokens are those of the grid; all others are text.
+
+        Args:
+            grid: the grid of the site, during the call.
+            length: tokens of the whole sequence.
+
+        Returns:
+            Slices of the image tokens and of the text tokens.
+        """
+        text = length - grid.tokens
+        if self.image_first:
+            return slice(0, grid.tokens), slice(grid.tokens, length)
+        return slice(text, length), slice(0, text)
+
+    # Calling the denoiser -------------------------------------------------------------------------
+
+    @abstractmethod
+    def denoise(
+        self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
+    ) -> Tensor:
+        """The model's prediction, shaped like `latents`.
+
+        Args:
+            model: what to call; the family's own model or a wrapper of it.
+            latents: (batch, channels, height, width).
+            timestep: (batch,), from 0 to 1000 (the model's own scale is the family's business).
+            condition: tensors with the batch dimension first, named as in `conditions`; entries
+                that the model doesn't know are left aside.
+
+        Raises:
+            InputError: an entry is missing, or the size isn't a whole number of patches.
+        """
+
+    @abstractmethod
+    def example(
+        self,
+        batch: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        text_tokens: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Random latents, timestep and condition for one call, on the model's device, in its type.
+
+        Args:
+            batch: samples.
+            height: of the latents (not pixels); by default the model's own sample size.
+            width: likewise.
+            text_tokens: length of the prompt; by default what the stock pipeline uses.
+            generator: source of the random numbers (CPU).
+        """
+
+    def _latents(
+        self, batch: int, height: int | None, width: int | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Random latents in the size that the configuration knows, unless another is given."""
+        config = self.model.config
+        size = height or config.sample_size, width or config.sample_size
+        return self._random(batch, config.in_channels, *size, generator=generator)
+
+    def _random(self, *shape: int, generator: torch.Generator | None) -> Tensor:
+        parameter = next(self.model.parameters())
+        if parameter.device.type == "meta":
+            return torch.empty(shape, dtype=parameter.dtype, device="meta")
+        return torch.randn(shape, generator=generator).to(parameter)
+
+    def _take(self, condition: dict[str, Tensor], name: str) -> Tensor:
+        """An entry that the model can't do without."""
+        if name in condition:
+            return condition[name]
+        given = ", ".join(condition) or "nothing"
+        raise InputError(
+            f"the condition has no {name!r}: a {self.name} model takes "
+            f"{', '.join(self.conditions)}, and was given {given}."
+        )
+
+    def _require_whole_patches(self, latents: Tensor, patch: int) -> None:
+        """Refuse a size that the model would silently crop."""
+        height, width = latents.shape[-2:]
+        if height % patch or width % patch:
+            raise InputError(
+                f"latents of {height} x {width} don't divide into the {self.name} model's patches "
+                f"of {patch} x {patch}; give a height and width that are multiples of {patch}."
+            )
+
+    # Finding and replacing modules ----------------------------------------------------------------
+
+    def replace(self, path: str, module: nn.Module) -> None:
+        """Put `module` where `path` points."""
+        parent, _, name = path.rpartition(".")
+        setattr(self.model.get_submodule(parent), name, module)
+
+    def _list(self, path: str) -> Iterator[tuple[str, nn.Module]]:
+        """The entries of a `ModuleList`, with their dotted paths."""
+        for index, module in enumerate(self.model.get_submodule(path)):
+            yield f"{path}.{index}", module
+
+    def refuse(self, what: str, serves: str) -> InputError:
+        """The error for a method that can't work on this model."""
+        return InputError(f"{what} can't be used on {type(self.model).__name__}: {serves}")
+
+
+def block_of(
+    index: int, path: str, module: nn.Module, parts: dict[str, SiteKind | tuple[SiteKind, Stream]]
+) -> Block:
+    """A `Block` whose sites are the submodules named in `parts`, where they exist.
+
+    Args:
+        index: of the block, counted through the whole model.
+        path: dotted path of the block.
+        module: the block.
+        parts: for each submodule its kind, with its stream where that is not the image's alone.
+    """
+    sites = []
+    for name, what in parts.items():
+        if getattr(module, name, None) is not None:
+            kind, stream = (what, "image") if isinstance(what, str) else what
+            sites.append(Site(kind, f"{path}.{name}", index, getattr(module, name), stream))
+    return Block(index, path, module, tuple(sites))

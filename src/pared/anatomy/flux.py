@@ -1,0 +1,139 @@
+"""FLUX.1: `FluxTransformer2DModel`; two-stream blocks, then one-stream blocks, text tokens first.
+
+The model gets a flat sequence: the pipeline packs 2 x 2 latent pixels into one token, and each
+token's row and column come in `img_ids`, for the rotary positions. `denoise` does the pipeline's
+part, and the grid is read from the ids. A one-stream block computes attention and feed-forward side
+by side, between shared layers; its feed-forward is no module of its own and hence no site.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pared.anatomy.base import Block, Family, Grid, Site, block_of
+from pared.errors import InputError
+
+# Latent pixels per token and side; fixed by the pipeline, in no configuration.
+PACK = 2
+
+PARTS = {
+    "norm1": "modulation",
+    "norm1_context": ("modulation", "text"),
+    "attn": ("joint_attention", "both"),
+    "ff": "feed_forward",
+    "ff_context": ("feed_forward", "text"),
+}
+SINGLE_PARTS = {"norm": ("modulation", "both"), "attn": ("joint_attention", "both")}
+
+
+class PackedGrid(Grid):
+    """The grid of a flat sequence of image tokens, from their rows in `img_ids` (tokens, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__(PACK)
+        self._ids: Tensor | None = None
+
+    def measure(self, args: tuple, kwargs: dict[str, Any]) -> tuple[int, int]:
+        ids = kwargs["img_ids"] if "img_ids" in kwargs else args[4]
+        # A pipeline passes the same tensor at every step: a GPU is made to wait for it only once.
+        if ids is self._ids:
+            return self.height, self.width
+        size = _size_of(ids)
+        self._ids = ids
+        return size
+
+
+def _size_of(ids: Tensor) -> tuple[int, int]:
+    rows = ids[0] if ids.ndim == 3 else ids
+    # The first row's length is counted, since half precision rounds the numbers of far rows.
+    same_image, first_row = rows[:, 0] == rows[0, 0], rows[:, 1] == rows[0, 1]
+    own, width = torch.stack([same_image.sum(), first_row.sum()]).tolist()
+    if own != len(rows) or len(rows) % width:
+        raise InputError(
+            f"the {len(rows)} image tokens of this call don't form one grid (reference images are "
+            "in the sequence); methods that need the grid work on plain FLUX.1 calls only."
+        )
+    return len(rows) // width, width
+
+
+class Flux(Family):
+    name = "flux"
+    classes = ("FluxTransformer2DModel",)
+    conditions = ("text", "pooled")
+    image_first = False
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        if model.config.guidance_embeds:
+            self.conditions = ("text", "pooled", "guidance")
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        double = [(p, m, PARTS) for p, m in self._list("transformer_blocks")]
+        single = [(p, m, SINGLE_PARTS) for p, m in self._list("single_transformer_blocks")]
+        return tuple(block_of(index, *block) for index, block in enumerate(double + single))
+
+    def _grid_source(self, site: Site) -> tuple[nn.Module, Grid]:
+        return self.model, PackedGrid()
+
+    def denoise(
+        self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
+    ) -> Tensor:
+        """See `Family.denoise`. `guidance` (batch,) is a scale; 3.5, the pipeline's, if absent."""
+        self._require_whole_patches(latents, PACK)
+        height, width = latents.shape[-2] // PACK, latents.shape[-1] // PACK
+        text = self._take(condition, "text")
+        guidance = None
+        if "guidance" in self.conditions:
+            guidance = condition.get("guidance")
+            if guidance is None:
+                guidance = torch.full_like(timestep, 3.5, dtype=torch.float32)
+        # On the meta device the ids stay real: a grid can't be read from tensors without values.
+        device = "cpu" if latents.device.type == "meta" else latents.device
+        output = model(
+            hidden_states=pack(latents),
+            encoder_hidden_states=text,
+            pooled_projections=self._take(condition, "pooled"),
+            timestep=timestep / 1000,
+            img_ids=image_ids(height, width).to(device),
+            txt_ids=torch.zeros(text.shape[1], 3, device=device),
+            guidance=guidance,
+            return_dict=False,
+        )[0]
+        return unpack(output, height, width)
+
+    def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
+        config = self.model.config
+        # The configuration knows no sample size; the pipeline's is 128 (1024 pixels).
+        latents = self._random(
+            batch,
+            config.in_channels // PACK**2,
+            height or 128,
+            width or 128,
+            generator=generator,
+        )
+        length = 512 if text_tokens is None else text_tokens
+        text = self._random(batch, length, config.joint_attention_dim, generator=generator)
+        pooled = self._random(batch, config.pooled_projection_dim, generator=generator)
+        condition = {"text": text, "pooled": pooled}
+        if "guidance" in self.conditions:
+            condition["guidance"] = torch.full((batch,), 3.5, device=latents.device)
+        return latents, torch.full((batch,), 500, device=latents.device), condition
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(batch, channels, height, width) to (batch, height/2 x width/2, channels x 4)."""
+    return F.pixel_unshuffle(latents, PACK).flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """(batch, height x width, channels x 4) to (batch, channels, 2 height, 2 width)."""
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), PACK)
+
+
+def image_ids(height: int, width: int) -> Tensor:
+    """Position of every image token, (height x width, 3): image number (0), row, column."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).flatten(0, 1).float()

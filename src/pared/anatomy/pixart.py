@@ -1,0 +1,48 @@
+"""PixArt-alpha and -Sigma: `PixArtTransformer2DModel`; text by cross-attention, shared modulation."""
+
+import torch
+from torch import Tensor, nn
+
+from pared.anatomy.base import Block, Family, block_of
+
+
+class PixArt(Family):
+    name = "pixart"
+    classes = ("PixArtTransformer2DModel",)
+    conditions = ("text", "mask")
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        parts = {"attn1": "self_attention", "attn2": "cross_attention", "ff": "feed_forward"}
+        return tuple(
+            block_of(index, path, module, parts)
+            for index, (path, module) in enumerate(self._list("transformer_blocks"))
+        )
+
+    def denoise(
+        self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
+    ) -> Tensor:
+        self._require_whole_patches(latents, self.model.config.patch_size)
+        output = model(
+            latents,
+            encoder_hidden_states=self._take(condition, "text"),
+            encoder_attention_mask=self._take(condition, "mask"),
+            timestep=timestep,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+        # PixArt's published weights also predict a variance, in the second half of the channels.
+        return output[:, : latents.shape[1]]
+
+    def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
+        config = self.model.config
+        latents = self._latents(batch, height, width, generator)
+        text = self._random(
+            batch,
+            300 if text_tokens is None else text_tokens,
+            config.caption_channels,
+            generator=generator,
+        )
+        timestep = torch.full((batch,), 500, device=latents.device)
+        mask = torch.ones(text.shape[:2], device=latents.device)
+        return latents, timestep, {"text": text, "mask": mask}

@@ -1,0 +1,91 @@
+"""The public configurations of models people use, by name, and toy ones of the same classes.
+
+A preset is enough to build a model with random weights, so cost, memory and speed can be measured
+with nothing downloaded. Each component carries its parameter count, which the tests count again.
+Nothing here imports torch before `build` is called, so listing is instant.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pared.anatomy.presets.published import PUBLISHED
+from pared.anatomy.presets.records import Component, Preset
+from pared.anatomy.presets.toys import TOYS
+from pared.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["Component", "Preset", "build", "get", "names"]
+
+PRESETS = {preset.name: preset for preset in (*PUBLISHED, *TOYS)}
+
+
+def names() -> tuple[str, ...]:
+    """Names of all presets, the toys last."""
+    return tuple(PRESETS)
+
+
+def get(name: str) -> Preset:
+    """A preset by name.
+
+    Raises:
+        InputError: there is none of that name; the message says which are near, and all.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name.lower(), PRESETS, n=2, cutoff=0.5)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise InputError(f"there is no preset {name!r}{hint}; the presets are {', '.join(PRESETS)}.")
+
+
+def build(
+    name: str,
+    device: str | torch.device = "meta",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    component: str = "denoiser",
+) -> nn.Module:
+    """A component of a preset with random weights, in evaluation mode.
+
+    Weights are drawn by the class's own initialisation, on the device and in the type asked for, so
+    a large model needs no more memory than its weights. They differ between types and devices. The
+    global random state is left as it was.
+
+    Args:
+        name: of the preset.
+        device: "meta" for shapes only (no memory), or a real device.
+        dtype: of the weights; torch's default type if None.
+        seed: of the random weights.
+        component: "denoiser", "vae", "text_encoder", "text_encoder_2", ...
+
+    Raises:
+        InputError: no such preset or component.
+    """
+    parts = get(name).components
+    if component not in parts:
+        raise InputError(f"{name} has no component {component!r}; it has {', '.join(parts)}.")
+    import torch
+
+    device = torch.device(device)
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus), _default_dtype(dtype), device:
+        torch.manual_seed(seed)
+        return parts[component].make().eval()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(before if dtype is None else dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

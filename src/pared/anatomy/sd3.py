@@ -1,0 +1,56 @@
+"""Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206): `SD3Transformer2DModel`.
+
+Image and text are two streams with their own weights that meet in one softmax, image tokens first.
+SD3.5-Medium's first blocks have a second attention, `attn2`, of the image alone; the last block
+computes no text output, so it has no `ff_context`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pared.anatomy.base import Block, Family, block_of
+
+PARTS = {
+    "norm1": "modulation",
+    "norm1_context": ("modulation", "text"),
+    "attn": ("joint_attention", "both"),
+    "attn2": "self_attention",
+    "ff": "feed_forward",
+    "ff_context": ("feed_forward", "text"),
+}
+
+
+class SD3(Family):
+    name = "sd3"
+    classes = ("SD3Transformer2DModel",)
+    conditions = ("text", "pooled")
+    image_first = True
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        return tuple(
+            block_of(index, path, module, PARTS)
+            for index, (path, module) in enumerate(self._list("transformer_blocks"))
+        )
+
+    def denoise(
+        self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
+    ) -> Tensor:
+        self._require_whole_patches(latents, self.model.config.patch_size)
+        return model(
+            hidden_states=latents,
+            encoder_hidden_states=self._take(condition, "text"),
+            pooled_projections=self._take(condition, "pooled"),
+            timestep=timestep,
+            return_dict=False,
+        )[0]
+
+    def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
+        config = self.model.config
+        latents = self._latents(batch, height, width, generator)
+        # 77 tokens of CLIP and 256 of T5.
+        length = 333 if text_tokens is None else text_tokens
+        text = self._random(batch, length, config.joint_attention_dim, generator=generator)
+        pooled = self._random(batch, config.pooled_projection_dim, generator=generator)
+        timestep = torch.full((batch,), 500, device=latents.device)
+        return latents, timestep, {"text": text, "pooled": pooled}

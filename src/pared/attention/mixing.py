@@ -1,0 +1,104 @@
+"""What all replacements of an image self-attention share: which layers, how the new processor gets in."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pared import anatomy
+from pared.anatomy import Family, Grid, Site
+from pared.errors import InputError
+from pared.method import Claim, Conversion
+
+
+class TokenMixer(Conversion):
+    """A conversion that puts a new attention processor into image self-attentions."""
+
+    layers: tuple[int, ...] | None = Field(
+        default=None,
+        description="indices of the blocks to convert, counted through the model; None converts all",
+    )
+
+    @abstractmethod
+    def processor(self, site: Site, grid: Grid) -> nn.Module:
+        """The new processor for one site, with freshly initialised weights."""
+
+    def sites(self, family: Family) -> list[Site]:
+        """The self-attentions of the chosen layers.
+
+        Raises:
+            InputError: a chosen layer doesn't exist or has no image self-attention.
+        """
+        found = family.sites("self_attention")
+        if self.layers is None:
+            return found
+        missing = sorted(set(self.layers) - {s.block for s in found})
+        if missing:
+            has = ", ".join(str(s.block) for s in found) or "none"
+            raise InputError(
+                f"{self.info.slug}: layers={missing} have no image self-attention in "
+                f"{type(family.model).__name__}; those that have one are {has}."
+            )
+        return [s for s in found if s.block in self.layers]
+
+    def claims(self, family: Family) -> list[Claim]:
+        return [Claim(site.path, "replaces") for site in self.sites(family)]
+
+    def convert(self, model: nn.Module) -> None:
+        family = anatomy.of(model)
+        for site in self.sites(family):
+            weight = next(site.module.to_q.parameters())
+            processor = self.processor(site, family.grid(site))
+            site.module.set_processor(processor.to(weight.device, weight.dtype))
+
+    def healing(self) -> Any:
+        from pared.objectives.distillation import Distillation
+
+        return Distillation()
+
+
+class Processor(nn.Module):
+    """An attention processor with weights, in the form that diffusers calls.
+
+    Subclasses implement `mix`; projections, heads and output stay those of the attention it serves.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+
+    @abstractmethod
+    def mix(self, attn: nn.Module, hidden_states: Tensor) -> Tensor:
+        """Mixed tokens before the output projection; both (batch, tokens, width)."""
+
+    def forward(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **ignored: Any,
+    ) -> Tensor:
+        if attention_mask is not None:
+            raise InputError(
+                f"{type(self).__name__} mixes all image tokens and takes no attention mask."
+            )
+        hidden_states = self.mix(attn, hidden_states)
+        for layer in attn.to_out:  # a linear map, then dropout
+            hidden_states = layer(hidden_states)
+        return hidden_states
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is not above `limit` (groups of a GroupNorm)."""
+    return max(d for d in range(1, min(number, limit) + 1) if number % d == 0)
+
+
+def zero_(module: nn.Module) -> nn.Module:
+    """Set weight and bias of `module` to zero; a residual branch that ends in it starts as nothing."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    return module

@@ -1,0 +1,97 @@
+"""SANA-style linear attention, as the EDiT paper compares against it (SANA: arXiv 2410.10629, ICLR 2025).
+
+Self-attention becomes plain ReLU linear attention on the teacher's projections; with `mix_ffn` the
+feed-forward also becomes SANA's Mix-FFN, which brings back locality by a depthwise convolution.
+
+Implemented from the papers' equations; no code taken. Chosen here: Mix-FFN starts from random
+weights with a zero last layer, since a gated convolutional net can't take over the weights of a
+plain MLP.
+"""
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pared import anatomy
+from pared.anatomy import Family, Grid, Site
+from pared.attention.mixing import Processor, TokenMixer, zero_
+from pared.info import Info
+from pared.method import Claim
+from pared.nn.layout import merge_heads, split_heads, to_map, to_tokens
+from pared.nn.linear_attention import linear_attention
+
+INFO = Info(
+    slug="sana",
+    title="SANA: Efficient High-Resolution Image Synthesis with Linear Diffusion Transformers",
+    arxiv="2410.10629",
+    venue="ICLR 2025",
+    kind="conversion",
+    families=("pixart", "dit", "sd3", "unet"),
+    training=True,
+    exact=False,
+    maturity="partial",
+    summary="plain ReLU linear attention, optionally with a convolutional feed-forward",
+    cls="Sana",
+)
+
+
+class Sana(TokenMixer):
+    """ReLU linear attention, with Mix-FFN where wanted."""
+
+    info = INFO
+
+    mix_ffn: bool = Field(default=False, description="replace the feed-forwards by Mix-FFN too")
+    expansion: float = Field(
+        default=2.5, gt=0, description="hidden width of Mix-FFN over the model's width"
+    )
+
+    def processor(self, site: Site, grid: Grid) -> nn.Module:
+        return ReluLinearAttention(grid)
+
+    def _feed_forwards(self, family: Family) -> list[Site]:
+        blocks = {site.block for site in self.sites(family)}
+        return (
+            [s for s in family.sites("feed_forward") if s.block in blocks] if self.mix_ffn else []
+        )
+
+    def claims(self, family: Family) -> list[Claim]:
+        return super().claims(family) + [
+            Claim(s.path, "replaces") for s in self._feed_forwards(family)
+        ]
+
+    def convert(self, model: nn.Module) -> None:
+        super().convert(model)
+        family = anatomy.of(model)
+        for site in self._feed_forwards(family):
+            parameter = next(site.module.parameters())
+            width = family.sites("self_attention")[0].width
+            new = MixFFN(width, int(self.expansion * width), family.grid(site))
+            family.replace(site.path, new.to(parameter.device, parameter.dtype))
+
+
+class ReluLinearAttention(Processor):
+    """Q = ReLU(W_q X), K = ReLU(W_k X), V = W_v X, and their linear attention."""
+
+    def mix(self, attn: nn.Module, hidden_states: Tensor) -> Tensor:
+        q, k, v = (
+            split_heads(f(hidden_states), attn.heads) for f in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        if attn.norm_q is not None:
+            q, k = attn.norm_q(q), attn.norm_k(k)
+        return merge_heads(linear_attention(q.relu(), k.relu(), v))
+
+
+class MixFFN(nn.Module):
+    """1x1 expansion, 3x3 depthwise convolution, SiLU gate, 1x1 back."""
+
+    def __init__(self, width: int, hidden: int, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.expand = nn.Conv2d(width, 2 * hidden, 1)
+        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
+        self.contract = zero_(nn.Conv2d(hidden, width, 1))
+
+    def forward(self, hidden_states: Tensor, *ignored: object, **also_ignored: object) -> Tensor:
+        x = to_map(hidden_states, self.grid.height, self.grid.width)
+        x, gate = self.depthwise(F.silu(self.expand(x))).chunk(2, dim=1)
+        return to_tokens(self.contract(x * F.silu(gate)))

@@ -1,0 +1,1 @@
+"""Measuring: cost, time, memory and quality, each with its uncertainty."""

@@ -1,0 +1,324 @@
+"""Saving and loading converted models and pipelines.
+
+A saved model is the folder that diffusers would write (safetensors, `config.json`) plus one file,
+`pared.json`: the conversions in order, library versions, a digest of every weight file, and a
+fingerprint of the model's output on fixed inputs. Loading builds the model from its own
+configuration on the meta device, replays the conversions, fills the weights and refuses unknown or
+missing names. Nothing is ever unpickled.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from pared import anatomy, info, method
+from pared.errors import InputError
+
+SIDECAR = "pared.json"
+
+
+def save(target: Any, folder: str | Path, max_shard_size: str = "10GB") -> Path:
+    """Save a denoiser or a pipeline with the conversions it carries.
+
+    The folder is written beside under another name and then swapped in, so a full disk or a kill
+    leaves the old state.
+
+    Args:
+        target: a model or a diffusers pipeline; wrappers (torch.compile, DDP) are left out.
+        folder: new, empty, or a model folder to replace.
+        max_shard_size: largest weight file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the folder holds something that is not a model, or can't be written.
+    """
+    folder = Path(folder)
+    _check_replaceable(folder)
+    # A pipeline saves its components as they are; a bare model is taken out of its wrappers first.
+    plain = target if hasattr(target, "components") else anatomy.unwrap(target)
+
+    def write(beside: Path) -> None:
+        plain.save_pretrained(beside, max_shard_size=max_shard_size)
+        (beside / SIDECAR).write_text(json.dumps(_sidecar(target, beside), indent=1) + "\n")
+
+    replaced_by(folder, write)
+    return folder
+
+
+def load(
+    folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> Any:
+    """Load what `save` wrote, or an ordinary diffusers model or pipeline folder.
+
+    Args:
+        folder: the folder.
+        dtype: type of the weights; by default as saved.
+        device: where to put them.
+
+    Returns:
+        A model or a pipeline, in eval mode, that carries its conversions.
+
+    Raises:
+        InputError: no model there; weights truncated, tampered with, missing, left over or pickled.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {str(folder)!r}; give a saved model or pipeline.")
+    sidecar = (
+        _read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {"stack": [], "files": {}}
+    )
+    _check_files(folder, sidecar["files"])
+    if (folder / "model_index.json").exists():
+        return _load_pipeline(folder, sidecar, dtype, device)
+    if (folder / "config.json").exists():
+        return _load_model(folder, sidecar["stack"], dtype, device)
+    raise InputError(
+        f"{folder} is not a model: it has neither a model_index.json nor a config.json."
+    )
+
+
+def fingerprint(model: nn.Module) -> list[float] | None:
+    """A few numbers of the model's output on fixed inputs, or None where that would be costly or can't run."""
+    parameters = list(model.parameters())
+    if parameters[0].device.type == "meta" or sum(p.numel() for p in parameters) > 100_000_000:
+        return None
+    family = anatomy.of(model)
+    latents, timestep, condition = family.example(
+        generator=torch.Generator().manual_seed(0), text_tokens=8
+    )
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        output = family.denoise(model, latents, timestep, condition).float().flatten()
+    model.train(training)
+    return [float(x) for x in output[:: max(1, len(output) // 8)][:8]]
+
+
+# Writing
+# --------------------------------------------------------------------------------------------------------------
+
+
+def replaced_by(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a fresh folder beside `folder`, then swap it in.
+
+    Raises:
+        InputError: the place can't be written or the disk is full; what was there before stays.
+    """
+    folder = folder.absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise InputError(
+            f"{folder} can't be written ({error.strerror}); choose another folder."
+        ) from None
+    try:
+        write(beside)
+        beside.chmod(0o755)
+        if folder.exists():
+            old = beside.with_name(beside.name + "-old")
+            os.replace(folder, old)
+            os.replace(beside, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(beside, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"{folder} could not be written ({reason}); nothing was changed there."
+        ) from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; give the name of a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        known = ("model_index.json", "config.json", SIDECAR)
+        if not any((folder / name).exists() for name in known):
+            raise InputError(
+                f"{folder} holds something that is not a model; choose a new or empty folder."
+            )
+
+
+def _sidecar(target: Any, folder: Path) -> dict[str, Any]:
+    model = anatomy.unwrap(method.denoiser(target))
+    component = ""
+    if hasattr(target, "components"):
+        component = next(
+            name for name, part in target.components.items() if part is method.denoiser(target)
+        )
+    return {
+        "pared": 1,
+        "versions": method.versions(),
+        "stack": [
+            {"method": m.info.slug, "settings": m.model_dump(mode="json"), "target": component}
+            for m in method.stack_of(model)
+        ],
+        "files": {
+            str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*.safetensors"))
+        },
+        "fingerprint": fingerprint(model),
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Reading
+# --------------------------------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} can't be read ({error}); the model was not saved completely."
+        ) from None
+
+
+def _check_files(folder: Path, digests: dict[str, str]) -> None:
+    """Refuse pickled weights, and weight files that are not the ones that were saved."""
+    pickles = [
+        p
+        for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+        for p in sorted(folder.rglob(pattern))
+    ]
+    if pickles and not list(folder.rglob("*.safetensors")):
+        raise InputError(
+            f"{pickles[0]} is a pickle, which can run code when it is opened; convert the weights to safetensors "
+            "with the tool that made them."
+        )
+    for name, digest in digests.items():
+        if not (path := folder / name).exists():
+            raise InputError(f"{path} is missing; the model was not copied completely.")
+        if _digest(path) != digest:
+            raise InputError(
+                f"{path} is not the file that was saved (its checksum differs); copy the model again."
+            )
+
+
+def _load_pipeline(
+    folder: Path, sidecar: dict[str, Any], dtype: torch.dtype | None, device: Any
+) -> Any:
+    from diffusers import DiffusionPipeline
+
+    replaced = {}
+    for name in {step["target"] for step in sidecar["stack"]}:
+        steps = [s for s in sidecar["stack"] if s["target"] == name]
+        replaced[name] = _load_model(folder / name, steps, dtype, device)
+    keywords = {} if dtype is None else {"torch_dtype": dtype}
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            folder, use_safetensors=True, **replaced, **keywords
+        )
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{folder} can't be opened as a pipeline: {_first_line(error)}.") from None
+    return pipeline.to(device)
+
+
+def _load_model(
+    folder: Path, steps: list[dict[str, Any]], dtype: torch.dtype | None, device: Any
+) -> nn.Module:
+    config = _read_json(folder / "config.json")
+    name = config.get("_class_name") or "nothing"
+    cls = getattr(importlib.import_module("diffusers"), name, None)
+    if cls is None:
+        raise InputError(
+            f"{folder} holds a {name}, which diffusers doesn't have; pared loads diffusers models."
+        )
+    with torch.device("meta"):
+        model = cls.from_config(config)
+    for step in steps:
+        method.convert(model, info.get(step["method"]).load()(**step["settings"]))
+    _fill(model, folder, dtype, torch.device(device))
+    return model.eval()
+
+
+def _fill(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Put the folder's safetensors into a model on the meta device; every name must fit."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder} has no .safetensors weights; pared opens no other format.")
+    wanted = dict(model.named_parameters()) | dict(_persistent_buffers(model))
+    left = set(wanted)
+    for path in files:
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as weights:
+                for key in weights.keys():  # noqa: SIM118 (not a dict)
+                    if key not in wanted:
+                        raise InputError(
+                            f"{path} has a weight {key!r} that the model doesn't know."
+                        )
+                    _set(
+                        model, key, _fitting(weights.get_tensor(key), wanted[key], path, key), dtype
+                    )
+                    left.discard(key)
+        except SafetensorError as error:
+            raise InputError(
+                f"{path} is damaged ({_first_line(error)}); copy the model again."
+            ) from None
+    if left:
+        raise InputError(
+            f"{folder} lacks the weight {min(left)!r}{f' and {len(left) - 1} more' * (len(left) > 1)}."
+        )
+    _rebuild_buffers(model, device)
+
+
+def _fitting(tensor: torch.Tensor, wanted: torch.Tensor, path: Path, key: str) -> torch.Tensor:
+    if tensor.shape != wanted.shape:
+        raise InputError(
+            f"{path}: {key!r} has shape {tuple(tensor.shape)}, the model needs {tuple(wanted.shape)}."
+        )
+    return tensor
+
+
+def _set(model: nn.Module, key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> None:
+    parent, _, name = key.rpartition(".")
+    module = model.get_submodule(parent)
+    if dtype is not None and tensor.is_floating_point():
+        tensor = tensor.to(dtype)
+    if name in module._parameters:
+        module._parameters[name] = nn.Parameter(tensor)
+    else:
+        module._buffers[name] = tensor
+
+
+def _persistent_buffers(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in model.state_dict()]
+
+
+def _rebuild_buffers(model: nn.Module, device: torch.device) -> None:
+    """Compute the buffers that aren't saved (position tables): take them from a real twin of their owner."""
+    lost = [name for name, buffer in model.named_buffers() if buffer.device.type == "meta"]
+    if not lost:
+        return
+    twin = type(model).from_config({**model.config, **_shallow(model.config)})
+    values = dict(twin.named_buffers())
+    for name in lost:
+        _set(model, name, values[name].to(device), None)
+
+
+def _shallow(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the fewest layers, for a twin that is cheap to build."""
+    return {key: 1 for key in ("num_layers", "num_single_layers") if config.get(key)}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")

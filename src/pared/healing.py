@@ -1,0 +1,71 @@
+"""Healing: train a converted model against the model it came from, as its methods' papers do."""
+
+import copy
+from pathlib import Path
+
+from torch import nn
+
+from pared import anatomy
+from pared.errors import InputError
+from pared.method import denoiser, stack_of
+from pared.objectives.denoising import Denoising
+from pared.training import Dataset, Run, TrainingSettings, train
+
+
+def heal(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Dataset,
+    folder: str | Path,
+    settings: TrainingSettings | None = None,
+    task: Denoising | None = None,
+    **changes: object,
+) -> Run:
+    """Train `student` in place until it paints like `teacher`.
+
+    The objective is that of the student's first conversion which names one.
+
+    Args:
+        student: a converted model (or a pipeline that holds one).
+        teacher: the model before conversion (or its pipeline); frozen.
+        data: latents with conditions, see `pared.worlds.datasets.LatentData`.
+        folder: takes checkpoints and the log; a run that was stopped goes on from there.
+        settings: training settings; by default 1,000 steps of AdamW at 1e-4 in which only the
+            converted attentions train (EDiT's first stage).
+        task: what the denoiser predicts; by default flow. Use `task_of(pipeline)` for a pipeline.
+        changes: single settings to change, e.g. `steps=200, batch_size=16`.
+
+    Returns:
+        The run; `student` carries the healed weights.
+
+    Raises:
+        InputError: the student carries no conversion, or teacher and student differ in kind.
+    """
+    student, teacher = denoiser(student), denoiser(teacher)
+    if not (stack := stack_of(student)):
+        raise InputError(
+            "the student carries no conversion; convert it first, e.g. pared.convert(model, EDiT())."
+        )
+    objective = stack[0].healing()
+    if task is not None:
+        objective.task = task
+    objective.bind(student, teacher)
+    settings = settings or TrainingSettings(
+        steps=1000, learning_rate=1e-4, trainable=tuple(f"{path}.*" for path in objective.paths)
+    )
+    settings = TrainingSettings(**(settings.model_dump() | changes))
+    return train(student, objective, data, settings, folder)
+
+
+def task_of(pipeline: object) -> Denoising:
+    """The prediction that a pipeline's scheduler expects of its denoiser."""
+    kind = getattr(pipeline.scheduler.config, "prediction_type", "flow_prediction")
+    known = {"epsilon": "noise", "v_prediction": "v", "flow_prediction": "flow"}
+    if kind not in known:
+        raise InputError(f"the scheduler predicts {kind!r}; pared heals {', '.join(known)}.")
+    return Denoising(known[kind])
+
+
+def student_of(teacher: nn.Module) -> nn.Module:
+    """A trainable copy of a model, ready to be converted."""
+    return copy.deepcopy(anatomy.unwrap(teacher)).requires_grad_(True)

@@ -1,0 +1,303 @@
+"""What a method is: its settings, the sites it claims, how it is written in a spec, and how methods combine."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pared import anatomy, info
+from pared.errors import InputError
+from pared.info import Info
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pared.anatomy import Family
+
+__all__ = [
+    "Claim", "Conversion", "Handle", "Method", "RuntimeMethod", "apply", "convert", "denoiser", "parse", "stack_of",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a method does to one site.
+
+    Attributes:
+        site: dotted path of the site in the denoiser, or "guidance" or "step_loop".
+        how: "replaces" what computes there; "reuses" earlier results of it; "reads" them only.
+        aspect: what of the site is meant: its "output", or the softmax "map" inside an attention.
+    """
+
+    site: str
+    how: Literal["replaces", "reuses", "reads"]
+    aspect: Literal["output", "map"] = "output"
+
+    def clashes(self, earlier: Claim) -> bool:
+        """Whether this claim can't be honoured once `earlier` is in force."""
+        if self.site != earlier.site:
+            return False
+        hows = {self.how, earlier.how}
+        if "map" in (self.aspect, earlier.aspect):
+            # A replaced attention has no softmax map left to reuse or read.
+            return "replaces" in hows or (hows == {"reuses"} and self.aspect == earlier.aspect)
+        return hows in ({"replaces"}, {"reuses"})
+
+
+class Method(BaseModel, ABC):
+    """Settings of one published method: frozen, validated, JSON-serialisable.
+
+    Fields carry the paper's names, defaults and units. Subclasses set `info`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    info: ClassVar[Info]
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise InputError(_sentence(type(self), error)) from None
+
+    @abstractmethod
+    def claims(self, family: Family) -> list[Claim]:
+        """The sites that this method works on in a model, and how.
+
+        Raises:
+            InputError: the method can't serve this model; the message says why and what it serves.
+        """
+
+    def spec(self) -> str:
+        """The method as it is written on the command line, with what differs from the defaults."""
+        changed = self.model_dump(mode="json", exclude_defaults=True)
+        if not changed:
+            return self.info.slug
+        settings = ",".join(f"{k}={_spec_value(v)}" for k, v in changed.items())
+        return f"{self.info.slug}:{settings}"
+
+
+class Conversion(Method):
+    """Changes what a model is made of. Saved with the model."""
+
+    @abstractmethod
+    def convert(self, model: nn.Module) -> None:
+        """Change `model` in place, weights carried over. Called once, after the claims were found free of clashes."""
+
+    def healing(self) -> Any:
+        """How the paper trains the changed model: an objective that still needs its teacher."""
+        raise InputError(f"{self.info.slug} changes no outputs and needs no healing.")
+
+
+class RuntimeMethod(Method):
+    """Changes how a pipeline runs. No weights, fully reversible."""
+
+    @abstractmethod
+    def attach(self, pipeline: Any) -> Handle:
+        """Attach to a pipeline or a bare denoiser; the handle's `remove` restores bit-identical outputs."""
+
+
+@dataclass
+class Handle:
+    """One or more attached run-time methods. Use as a context, or keep it and call `remove`."""
+
+    undo: ExitStack
+    methods: tuple[Method, ...] = ()
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    def remove(self) -> None:
+        """Take the methods off again."""
+        self.undo.close()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+# Combining
+# ------------------------------------------------------------------------------------------------------------
+
+
+def convert(target: Any, *methods: Conversion) -> Any:
+    """Convert a denoiser, or the denoiser of a pipeline, in place.
+
+    Converting again with what the model already carries does nothing.
+
+    Args:
+        target: a model that `pared.anatomy` reads, or a diffusers pipeline that holds one.
+        methods: conversions, applied in this order.
+
+    Returns:
+        `target`.
+
+    Raises:
+        InputError: a method doesn't fit the model, or two methods want the same site; nothing is
+        changed then.
+    """
+    model = anatomy.unwrap(denoiser(target))
+    family = anatomy.of(model)
+    fresh = [m for m in methods if m not in stack_of(model)]
+    for method in fresh:
+        if not isinstance(method, Conversion):
+            raise InputError(
+                f"{method.info.slug} is a run-time method: use pared.apply, not pared.convert."
+            )
+    check_claims(family, [*stack_of(model), *fresh], len(stack_of(model)))
+    for method in fresh:
+        method.convert(model)
+        model.pared_stack = [*stack_of(model), method]
+    return target
+
+
+def apply(pipeline: Any, *methods: RuntimeMethod) -> Handle:
+    """Attach run-time methods to a pipeline or a denoiser.
+
+    Returns:
+        A handle; used as a context it takes the methods off at the end.
+
+    Raises:
+        InputError: a method matches nothing, or two methods (those the model was converted with
+        included) want
+            the same site; nothing is attached then.
+    """
+    model = anatomy.unwrap(denoiser(pipeline))
+    for method in methods:
+        if not isinstance(method, RuntimeMethod):
+            raise InputError(
+                f"{method.info.slug} changes weights: use pared.convert, not pared.apply."
+            )
+    before = stack_of(model)
+    check_claims(anatomy.of(model), [*before, *methods], len(before))
+    stats = {}
+    with ExitStack() as stack:
+        for method in methods:
+            handle = stack.enter_context(method.attach(pipeline))
+            stats[method.info.slug] = handle.stats
+        return Handle(stack.pop_all(), tuple(methods), stats)
+
+
+def check_claims(family: Family, methods: Sequence[Method], already: int = 0) -> None:
+    """Refuse the first clash between methods in order; the first `already` of them are in force and not asked anew."""
+    held: list[tuple[Claim, Method]] = []
+    for number, method in enumerate(methods):
+        claims = method.claims(family)
+        if not claims and number >= already:
+            served = ", ".join(method.info.families)
+            raise family.refuse(
+                method.info.slug, f"it finds no site there; it serves the families {served}."
+            )
+        for claim in claims if number >= already else ():
+            for earlier, owner in held:
+                if claim.clashes(earlier):
+                    raise InputError(
+                        f"{method.info.slug} {claim.how} {claim.site}, which {owner.info.slug} already "
+                        f"{earlier.how}; use one of them there, or give them different layers."
+                    )
+        held += [(claim, method) for claim in claims]
+
+
+def stack_of(model: nn.Module) -> list[Conversion]:
+    """The conversions that a model carries, in order."""
+    return list(getattr(anatomy.unwrap(model), "pared_stack", []))
+
+
+def denoiser(target: Any) -> nn.Module:
+    """The denoiser of a pipeline (`transformer` or `unet`), or the model itself."""
+    for name in ("transformer", "unet"):
+        if (model := getattr(target, name, None)) is not None and hasattr(target, "components"):
+            return model
+    if hasattr(target, "components"):
+        raise InputError(
+            f"{type(target).__name__} has neither a transformer nor a unet; give the denoiser itself."
+        )
+    return target
+
+
+# Specs
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def parse(spec: str) -> Method:
+    """A method from its spec, e.g. `edit` or `edit:r=8,key=none`.
+
+    Values are JSON where they look like it (numbers, true, lists), otherwise text. Commas inside
+    brackets don't split.
+
+    Raises:
+        InputError: unknown method or setting, or a value out of range.
+    """
+    slug, _, rest = spec.partition(":")
+    cls = info.get(slug.strip()).load()
+    settings = {}
+    for part in _split(rest):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise InputError(
+                f"{spec!r}: {part!r} has no value; write settings as name=value, separated by commas."
+            )
+        settings[key.strip()] = _value(value.strip())
+    return cls(**settings)
+
+
+def _split(text: str) -> Iterator[str]:
+    depth, start = 0, 0
+    for index, char in enumerate(text + ","):
+        depth += (char in "[{") - (char in "]}")
+        if char == "," and depth == 0:
+            if part := text[start:index].strip():
+                yield part
+            start = index + 1
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _spec_value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _sentence(cls: type[Method], error: ValidationError) -> str:
+    """One sentence from a pydantic error: what was given, what is allowed, what the default is."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    slug = cls.info.slug
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, cls.model_fields, n=1)
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"it has {', '.join(cls.model_fields) or 'none'}."
+        )
+        return f"{slug} has no setting {name!r}; {hint}"
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    if name not in cls.model_fields:
+        return f"{slug}: {message}."
+    known = cls.model_fields[name]
+    default = "" if known.is_required() else f" (the default is {known.default!r})"
+    message = message[0].lower() + message[1:]
+    return f"{slug}: {name}={first['input']!r} doesn't work: {message}{default}."
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a saved model means."""
+    names = ("pared", "torch", "diffusers", "transformers")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

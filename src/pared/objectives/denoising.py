@@ -1,0 +1,115 @@
+"""What a denoiser learns to predict: noise, velocity v, or the flow of a straight path.
+
+With clean latents x0 and noise eps ~ N(0, I):
+
+- noise (Ho et al. 2020, arXiv 2006.11239) and v (Salimans and Ho 2022, arXiv 2202.00512) on a
+  variance-preserving
+  path: x_t = alpha_t x0 + sigma_t eps; targets eps, and v = alpha_t eps - sigma_t x0.
+- flow (rectified flow, Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206):
+  x_s = (1 - s) x0 + s eps; target eps - x0; the model is told s x 1000.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pared import anatomy
+
+Prediction = Literal["noise", "v", "flow"]
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch on its way: what goes into the denoiser and what should come out.
+
+    Attributes:
+        latents: x_t, (batch, channels, height, width).
+        timestep: what the denoiser is told, (batch,).
+        target: the wanted prediction, shaped like `latents`.
+    """
+
+    latents: Tensor
+    timestep: Tensor
+    target: Tensor
+
+
+def flow_path(x0: Tensor, noise: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Point and target of the straight path at `s` in [0, 1], shape (batch,)."""
+    s = s.view(-1, *[1] * (x0.ndim - 1))
+    return (1 - s) * x0 + s * noise, noise - x0
+
+
+def variance_preserving_path(
+    x0: Tensor, noise: Tensor, alpha_bar: Tensor, prediction: Prediction
+) -> tuple[Tensor, Tensor]:
+    """Point and target of the path with cumulative signal `alpha_bar` in [0, 1], shape (batch,)."""
+    alpha = alpha_bar.sqrt().view(-1, *[1] * (x0.ndim - 1))
+    sigma = (1 - alpha_bar).sqrt().view(-1, *[1] * (x0.ndim - 1))
+    target = noise if prediction == "noise" else alpha * noise - sigma * x0
+    return alpha * x0 + sigma * noise, target
+
+
+class Denoising(nn.Module):
+    """The task loss of diffusion and flow models: mean-squared error of the prediction.
+
+    Batch: `latents` (batch, channels, height, width), already scaled; every other entry is the
+    condition that the model's family takes (`text`, `mask`, `pooled`, `label`; see
+    `pared.anatomy`). With `latent_std` in the batch the latents are drawn from the autoencoder's
+    posterior.
+
+    Args:
+        prediction: what the model outputs.
+        time_sampling: "uniform", or "logit_normal" with location 0 and scale 1 (flow only; Esser et
+            al. 2024).
+        betas: first and last beta of the scaled-linear schedule with 1000 steps (noise and v).
+    """
+
+    def __init__(
+        self,
+        prediction: Prediction = "flow",
+        time_sampling: Literal["uniform", "logit_normal"] = "uniform",
+        betas: tuple[float, float] = (0.00085, 0.012),
+    ) -> None:
+        super().__init__()
+        self.prediction, self.time_sampling = prediction, time_sampling
+        schedule = torch.linspace(betas[0] ** 0.5, betas[1] ** 0.5, 1000, dtype=torch.float64) ** 2
+        self.register_buffer("alpha_bars", (1 - schedule).cumprod(0).float(), persistent=False)
+
+    def noised(self, batch: dict[str, Tensor], generator: torch.Generator) -> Noised:
+        """Draw times and noise for a batch; all randomness comes from `generator` (on the CPU)."""
+        x0 = batch["latents"].float()
+        if "latent_std" in batch:
+            x0 = x0 + batch["latent_std"] * _randn_like(x0, generator)
+        noise = _randn_like(x0, generator)
+        if self.prediction == "flow":
+            if self.time_sampling == "uniform":
+                s = torch.rand(len(x0), generator=generator)
+            else:
+                s = torch.randn(len(x0), generator=generator).sigmoid()
+            s = s.to(x0)
+            latents, target = flow_path(x0, noise, s)
+            return Noised(latents, 1000 * s, target)
+        t = torch.randint(1000, (len(x0),), generator=generator).to(x0.device)
+        latents, target = variance_preserving_path(x0, noise, self.alpha_bars[t], self.prediction)
+        return Noised(latents, t, target)
+
+    def forward(
+        self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        noised = self.noised(batch, generator)
+        prediction = anatomy.of(model).denoise(
+            model, noised.latents, noised.timestep, condition_of(batch)
+        )
+        return {"task": F.mse_loss(prediction.float(), noised.target)}
+
+
+def condition_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of a batch that condition the denoiser."""
+    return {k: v for k, v in batch.items() if k not in ("latents", "latent_std")}
+
+
+def _randn_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator).to(x)

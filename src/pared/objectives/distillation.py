@@ -1,0 +1,113 @@
+"""Distillation of a converted model from the model it was converted from.
+
+    L = L_task + a ||pred_s - pred_t||^2 + b mean_l ||attn_s^l - attn_t^l||^2
+
+As EDiT (arXiv 2503.16726) trains: task, prediction and per-layer feature terms, the features being
+the outputs of every converted attention (after its output projection, before its gate). Each
+student layer sees the student's own input. The weights 1 / 0.5 / 0.5, the mean over layers and
+mean-squared errors in float32 are those of LinFusion's released training (arXiv 2409.02097); EDiT
+doesn't state its own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pared import anatomy
+from pared.errors import InputError
+from pared.method import stack_of
+from pared.objectives.denoising import Denoising, condition_of
+
+
+class Distillation(nn.Module):
+    """Task, prediction and feature terms against a frozen teacher.
+
+    Args:
+        task: what the denoiser predicts.
+        output: the weight a of the prediction term.
+        feature: the weight b of the feature term.
+    """
+
+    def __init__(
+        self, task: Denoising | None = None, output: float = 0.5, feature: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.task = task or Denoising()
+        self.output, self.feature = output, feature
+        self.paths: list[str] = []
+
+    def bind(self, student: nn.Module, teacher: nn.Module) -> "Distillation":
+        """Set the teacher (frozen from here on) and the layers to compare: those that the student's stack replaced.
+
+        Raises:
+            InputError: teacher and student aren't of one architecture.
+        """
+        if (mine := type(anatomy.unwrap(student))) is not (other := type(anatomy.unwrap(teacher))):
+            raise InputError(
+                f"a {mine.__name__} can't be healed by a {other.__name__}; give the model it came from."
+            )
+        family = anatomy.of(teacher)
+        known = {s.path for s in family.sites("self_attention", "joint_attention")}
+        claimed = {
+            c.site for m in stack_of(student) for c in m.claims(family) if c.how == "replaces"
+        }
+        self.paths = sorted(known & claimed)
+        # A tuple hides the teacher from .parameters() and state dicts: it is no part of what
+        # trains.
+        self._teacher = (teacher.eval().requires_grad_(False),)
+        return self
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen teacher."""
+        if not hasattr(self, "_teacher"):
+            raise InputError("a distillation needs its teacher first: call bind(student, teacher).")
+        return self._teacher[0]
+
+    def forward(
+        self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        noised, condition = self.task.noised(batch, generator), condition_of(batch)
+        student, teacher = anatomy.of(model), anatomy.of(self.teacher)
+        paths = self.paths if self.feature else []
+        with torch.no_grad(), captured(teacher.model, paths) as wanted:
+            target = teacher.denoise(
+                self.teacher, noised.latents, noised.timestep, condition
+            ).float()
+        with captured(student.model, paths) as got:
+            prediction = student.denoise(model, noised.latents, noised.timestep, condition).float()
+        terms = {
+            "task": F.mse_loss(prediction, noised.target),
+            "output": self.output * F.mse_loss(prediction, target),
+        }
+        if paths:
+            errors = [F.mse_loss(got[p].float(), wanted[p].float()) for p in paths]
+            terms["feature"] = self.feature * torch.stack(errors).mean()
+        return terms
+
+    def to(self, *args, **kwargs) -> "Distillation":
+        if hasattr(self, "_teacher"):
+            self._teacher[0].to(*args, **kwargs)
+        return super().to(*args, **kwargs)
+
+
+@contextmanager
+def captured(model: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
+    """Within the context, the latest output of each module in `paths`, by path."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(path: str):
+        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+            outputs[path] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [model.get_submodule(path).register_forward_hook(keep(path)) for path in paths]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,157 @@
+"""Training checkpoints: written whole or not at all, read back bit for bit.
+
+A checkpoint is a folder `checkpoint-00000250` with `model.safetensors`, `ema.safetensors`,
+`optimizer.safetensors` and `state.json`. It is written beside under a `.partial` name and renamed,
+so a kill at any moment leaves either the old checkpoint or the new one. No file is a pickle.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from pared.errors import InputError
+from pared.training.ema import EMA
+
+# Full, CPU-side dictionaries with the model's own parameter names, whatever wraps or shards the
+# model.
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint under `folder`, or None."""
+    found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.suffix != ".partial"]
+    return max(found, key=lambda p: p.name, default=None)
+
+
+def write(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA | None,
+    identity: dict[str, Any],
+    main_process: bool = True,
+) -> Path:
+    """Write the state after `step` optimizer steps, then delete older checkpoints.
+
+    Every process of a distributed run must call this (gathering is collective); the main one
+    writes.
+    """
+    target = folder / f"checkpoint-{step:08d}"
+    tensors = {"model": get_model_state_dict(model, options=_FULL)}
+    if ema is not None:
+        with ema.applied():
+            # The names of untrained weights are in both; keep only one copy of them on disk.
+            averaged = get_model_state_dict(model, options=_FULL)
+        trained = {name for name, p in _named_parameters(model) if p.requires_grad}
+        tensors["ema"] = {name: averaged[name] for name in trained}
+    tensors["optimizer"] = _flatten(get_optimizer_state_dict(model, optimizer, options=_FULL))
+    if not main_process:
+        return target
+    partial = target.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, tree in tensors.items():
+        save_file(
+            {k: v.contiguous().clone() for k, v in tree.items()}, partial / f"{name}.safetensors"
+        )
+    (partial / "state.json").write_text(json.dumps({"step": step, "identity": identity}, indent=1))
+    for path in partial.iterdir():
+        _sync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    _sync(folder)
+    for old in folder.glob("checkpoint-*"):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def read(
+    checkpoint: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA | None,
+    identity: dict[str, Any],
+) -> int:
+    """Restore everything from `checkpoint` and return the number of steps already done.
+
+    Raises:
+        InputError: the checkpoint belongs to a run with other settings; the message names the first
+        one.
+    """
+    state = json.loads((checkpoint / "state.json").read_text())
+    check_identity(checkpoint, state["identity"], identity)
+    weights = load_file(checkpoint / "model.safetensors")
+    if ema is not None:
+        set_model_state_dict(
+            model, weights | load_file(checkpoint / "ema.safetensors"), options=_FULL
+        )
+        ema.read_from_model()
+    set_model_state_dict(model, weights, options=_FULL)
+    flat = load_file(checkpoint / "optimizer.safetensors")
+    groups = get_optimizer_state_dict(model, optimizer, options=_FULL)["param_groups"]
+    set_optimizer_state_dict(
+        model, optimizer, {"state": _unflatten(flat), "param_groups": groups}, options=_FULL
+    )
+    return int(state["step"])
+
+
+def check_identity(checkpoint: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint whose run differs from the wanted one."""
+    wanted = json.loads(json.dumps(wanted))
+    for key in sorted(saved.keys() | wanted.keys()):
+        if saved.get(key) != wanted.get(key):
+            raise InputError(
+                f"{checkpoint.parent} holds a run with {key}={saved.get(key)!r}, but this run has "
+                f"{key}={wanted.get(key)!r}: resume it with its own settings or choose another output folder."
+            )
+
+
+def _named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters under the names that checkpoints use (wrappers' prefixes removed)."""
+    return [
+        (name.removeprefix("module.").replace("_orig_mod.", ""), p)
+        for name, p in model.named_parameters()
+    ]
+
+
+def _flatten(optimizer_state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {
+        f"{parameter}|{entry}": torch.as_tensor(value)
+        for parameter, entries in optimizer_state["state"].items()
+        for entry, value in entries.items()
+    }
+
+
+def _unflatten(flat: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    state: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in flat.items():
+        parameter, entry = key.rsplit("|", 1)
+        state.setdefault(parameter, {})[entry] = value
+    return state
+
+
+def _sync(path: Path) -> None:
+    """Ask the system to put a file or a folder's entries on disk, where the platform allows it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows can't open folders
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Data that anyone can have anywhere, and readers for users' own."""

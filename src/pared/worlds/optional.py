@@ -1,0 +1,21 @@
+"""Packages that only some installations have."""
+
+import importlib
+from types import ModuleType
+
+from pared.errors import InputError
+
+
+def need(module: str) -> ModuleType:
+    """Import a module of an optional package.
+
+    Raises:
+        InputError: the package isn't installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"reading this needs the package {module.partition('.')[0]!r}, which isn't installed; "
+            "pip install 'pared[data]' brings it."
+        ) from error

@@ -1,0 +1,149 @@
+"""What all readers give: captioned images, checked once."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pared.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+NAMED = 5  # how many bad items a message names
+
+
+@dataclass(frozen=True)
+class Item:
+    """One captioned image.
+
+    Attributes:
+        image: in RGB, upright, transparent parts on white.
+        caption: never empty.
+        key: the item's name within its source.
+    """
+
+    image: Image.Image
+    caption: str
+    key: str
+
+
+class Unusable(Exception):
+    """Why one item can't be used, in a few words."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """An item as found: not yet decoded, perhaps unusable.
+
+    Attributes:
+        key: its name.
+        image: the encoded image or the file that holds it.
+        caption: as found.
+        fault: what is already known to be wrong with it.
+    """
+
+    key: str
+    image: bytes | Path | None = None
+    caption: str | None = None
+    fault: str = ""
+
+    def item(self) -> Item:
+        """Decode.
+
+        Raises:
+            Unusable: there is no caption or no readable image.
+        """
+        if self.fault:
+            raise Unusable(self.fault)
+        if self.image is None:
+            raise Unusable("no image")
+        if not self.caption or not self.caption.strip():
+            raise Unusable("no caption")
+        return Item(decode(self.image), self.caption.strip(), self.key)
+
+
+def decode(image: bytes | Path) -> Image.Image:
+    """An upright RGB image on white.
+
+    Raises:
+        Unusable: the image is missing, truncated or of no known format.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(image, Path) and not image.is_file():
+        raise Unusable("no such file")
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            white = Image.new("RGBA", upright.size, "white")
+            return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
+    except Exception as error:  # broken files make Pillow's plugins raise nearly anything
+        raise Unusable("the image can't be decoded") from error
+
+
+class Items:
+    """Captioned images that have been checked: iterate as often as needed, one image in memory.
+
+    Args:
+        source: what the user asked to read, for messages.
+        raws: the items as found; each iteration must give the same ones.
+        on_bad: "refuse" or "skip".
+
+    Raises:
+        InputError: there is nothing usable, or something unusable that is to be refused.
+    """
+
+    def __init__(self, source: str, raws: Iterable[Raw], on_bad: str):
+        self._raws = raws
+        self._faults: dict[int, str] = {}
+        count = 0
+        for position, raw in enumerate(raws):
+            count += 1
+            try:
+                raw.item()
+            except Unusable as fault:
+                self._faults[position] = f"{raw.key} ({fault})"
+        self._length = count - len(self._faults)
+        if count == 0:
+            raise InputError(f"{source!r} holds no images; give a source of captioned images.")
+        if self._faults:
+            self._report(source, count, on_bad)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Item]:
+        for position, raw in enumerate(self._raws):
+            if position not in self._faults:
+                yield raw.item()
+
+    def _report(self, source: str, count: int, on_bad: str) -> None:
+        names = list(self._faults.values())
+        listed = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+        found = f"{len(names)} of {count} items in {source!r} can't be used: {listed}"
+        if on_bad == "refuse":
+            raise InputError(f"{found}; mend or remove them, or read with on_bad='skip'.")
+        if not self._length:
+            raise InputError(f"{found}; at least one item needs an image and a caption.")
+        # Points at whoever called `read`.
+        warnings.warn(f"{found}; they are skipped.", stacklevel=4)
+
+
+def caption_in(entry: dict, column: str | None) -> str:
+    """The caption in a JSON object: under `column` if given, else under "text" or "caption".
+
+    Raises:
+        Unusable: there is none.
+    """
+    keys = (column,) if column else ("text", "caption")
+    for key in keys:
+        if isinstance(entry.get(key), str):
+            return entry[key]
+    raise Unusable(f"no caption under {' or '.join(map(repr, keys))}")
