@@ -45,7 +45,7 @@ def save(target: Any, folder: str | Path, max_shard_size: str = "10GB") -> Path:
         InputError: the folder holds something that is not a model, or can't be written.
     """
     folder = Path(folder)
-    _check_replaceable(folder)
+    check_replaceable(folder)
     # A pipeline saves its components as they are; a bare model is taken out of its wrappers first.
     plain = target if hasattr(target, "components") else anatomy.unwrap(target)
 
@@ -143,7 +143,12 @@ def replaced_by(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Refuse a place that `save` would refuse.
+
+    Raises:
+        InputError: a file, or a folder that holds something else than a model.
+    """
     if folder.is_file():
         raise InputError(f"{folder} is a file; give the name of a folder.")
     if folder.is_dir() and any(folder.iterdir()):
@@ -292,8 +297,9 @@ def _fitting(tensor: torch.Tensor, wanted: torch.Tensor, path: Path, key: str) -
 def _set(model: nn.Module, key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> None:
     parent, _, name = key.rpartition(".")
     module = model.get_submodule(parent)
-    if dtype is not None and tensor.is_floating_point():
-        tensor = tensor.to(dtype)
+    # A copy: what safetensors gives lies in the file, at an address for which the processor's kernels may round
+    # differently, and would change if the file were overwritten.
+    tensor = tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
     if name in module._parameters:
         module._parameters[name] = nn.Parameter(tensor)
     else:

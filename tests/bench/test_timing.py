@@ -1,5 +1,7 @@
 """Order of calls, arithmetic and verdicts, on a clock that only the calls move."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -205,3 +207,16 @@ def test_peak_memory_on_cuda_is_exact():
         return first + 1
 
     assert peak_memory(call, "cuda") == 2 * size
+
+
+def test_entering_and_leaving_a_context_is_not_timed(world):
+    @contextmanager
+    def around():
+        world.now += 10
+        yield
+        world.now += 10
+
+    calls = {"base": world.call("base", 2.0), "a": world.call("a", 1.0)}
+    timings = measure(world, calls, rounds=2, warmup=0, around={"a": around})
+    assert timings["a"].samples == (1.0,) * 2
+    assert timings["base"].samples == (2.0,) * 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from pared.errors import InputError
 
@@ -47,7 +47,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     while True:
         if hasattr(model, "get_base_model"):
-            model = model.get_base_model()
+            model = cast(Any, model).get_base_model()
             continue
         inner = getattr(model, "_orig_mod", None)
         if inner is None:

@@ -10,7 +10,7 @@ names.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,12 @@ class Site:
     @property
     def width(self) -> int:
         """Channels of an attention's queries (heads x channels per head)."""
-        return self.module.to_q.out_features
+        return cast(Any, self.module).to_q.out_features
 
     @property
     def heads(self) -> int:
         """Attention heads."""
-        return self.module.heads
+        return cast(int, self.module.heads)
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,11 @@ class Family(ABC):
         self.model = model
 
     @property
+    def config(self) -> Any:
+        """The configuration that diffusers keeps with the model."""
+        return self.model.config
+
+    @property
     @abstractmethod
     def blocks(self) -> tuple[Block, ...]:
         """The residual blocks in the order of execution."""
@@ -137,8 +142,8 @@ class Family(ABC):
         return fresh
 
     def _grid_source(self, site: Site) -> tuple[nn.Module, Grid]:
-        """The module whose call tells the grid of `site`, and a new grid that can read that call."""
-        return self.model, Grid(self.model.config.patch_size)
+        """The module whose call tells the grid of `site`, and a new grid that reads such calls."""
+        return self.model, Grid(self.config.patch_size)
 
     def streams(self, grid: Grid, length: int) -> tuple[slice, slice]:
         """Which tokens of a joint sequence are image and which are text.
@@ -199,9 +204,8 @@ class Family(ABC):
         self, batch: int, height: int | None, width: int | None, generator: torch.Generator | None
     ) -> Tensor:
         """Random latents in the size that the configuration knows, unless another is given."""
-        config = self.model.config
-        size = height or config.sample_size, width or config.sample_size
-        return self._random(batch, config.in_channels, *size, generator=generator)
+        height, width = height or self.config.sample_size, width or self.config.sample_size
+        return self._random(batch, self.config.in_channels, height, width, generator=generator)
 
     def _random(self, *shape: int, generator: torch.Generator | None) -> Tensor:
         parameter = next(self.model.parameters())
@@ -237,7 +241,8 @@ class Family(ABC):
 
     def _list(self, path: str) -> Iterator[tuple[str, nn.Module]]:
         """The entries of a `ModuleList`, with their dotted paths."""
-        for index, module in enumerate(self.model.get_submodule(path)):
+        entries = cast(nn.ModuleList, self.model.get_submodule(path))
+        for index, module in enumerate(entries):
             yield f"{path}.{index}", module
 
     def refuse(self, what: str, serves: str) -> InputError:
@@ -245,20 +250,23 @@ class Family(ABC):
         return InputError(f"{what} can't be used on {type(self.model).__name__}: {serves}")
 
 
-def block_of(
-    index: int, path: str, module: nn.Module, parts: dict[str, SiteKind | tuple[SiteKind, Stream]]
-) -> Block:
+# The submodules of a block: each one's kind, with its stream where that is not the image's alone.
+Parts = dict[str, SiteKind | tuple[SiteKind, Stream]]
+
+
+def block_of(index: int, path: str, module: nn.Module, parts: Parts) -> Block:
     """A `Block` whose sites are the submodules named in `parts`, where they exist.
 
     Args:
         index: of the block, counted through the whole model.
         path: dotted path of the block.
         module: the block.
-        parts: for each submodule its kind, with its stream where that is not the image's alone.
+        parts: kinds and streams of its submodules.
     """
     sites = []
     for name, what in parts.items():
-        if getattr(module, name, None) is not None:
-            kind, stream = (what, "image") if isinstance(what, str) else what
-            sites.append(Site(kind, f"{path}.{name}", index, getattr(module, name), stream))
+        part = getattr(module, name, None)
+        if part is not None:
+            of_site = (what,) if isinstance(what, str) else what
+            sites.append(Site(of_site[0], f"{path}.{name}", index, part, *of_site[1:]))
     return Block(index, path, module, tuple(sites))

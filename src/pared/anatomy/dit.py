@@ -8,16 +8,16 @@ random, from torch's global generator.
 import torch
 from torch import Tensor, nn
 
-from pared.anatomy.base import Block, Family, block_of
+from pared.anatomy.base import Block, Family, Parts, block_of
 from pared.errors import InputError
 
-PARTS = {"norm1": "modulation", "attn1": "self_attention", "ff": "feed_forward"}
+PARTS: Parts = {"norm1": "modulation", "attn1": "self_attention", "ff": "feed_forward"}
 
 
 class DiT(Family):
     name = "dit"
     classes = ("DiTTransformer2DModel",)
-    conditions = ("label",)
+    conditions: tuple[str, ...] = ("label",)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -29,7 +29,7 @@ class DiT(Family):
     def denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
-        self._require_whole_patches(latents, self.model.config.patch_size)
+        self._require_whole_patches(latents, self.config.patch_size)
         height, width = latents.shape[-2:]
         if height != width:
             raise InputError(
@@ -46,8 +46,7 @@ class DiT(Family):
         return output[:, : latents.shape[1]]
 
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
-        config = self.model.config
         latents = self._latents(batch, height, width, generator)
         timestep = torch.full((batch,), 500, device=latents.device)
-        label = torch.randint(config.num_embeds_ada_norm, (batch,), generator=generator)
+        label = torch.randint(self.config.num_embeds_ada_norm, (batch,), generator=generator)
         return latents, timestep, {"label": label.to(latents.device)}

@@ -12,24 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pared.anatomy.base import Block, Family, Grid, Site, block_of
+from pared.anatomy.base import Block, Family, Grid, Parts, Site, block_of
 from pared.errors import InputError
 
 # Latent pixels per token and side; fixed by the pipeline, in no configuration.
 PACK = 2
 
-PARTS = {
+PARTS: Parts = {
     "norm1": "modulation",
     "norm1_context": ("modulation", "text"),
     "attn": ("joint_attention", "both"),
     "ff": "feed_forward",
     "ff_context": ("feed_forward", "text"),
 }
-SINGLE_PARTS = {"norm": ("modulation", "both"), "attn": ("joint_attention", "both")}
+SINGLE_PARTS: Parts = {"norm": ("modulation", "both"), "attn": ("joint_attention", "both")}
 
 
 class PackedGrid(Grid):
-    """The grid of a flat sequence of image tokens, from their rows in `img_ids` (tokens, 3)."""
+    """The grid of a flat sequence of image tokens, from their positions in `img_ids` (tokens, 3).
+
+    Reading values out of a tensor breaks a compiled graph: `torch.compile(fullgraph=True)` works on
+    the blocks of a model that carries such a grid, not on the model as a whole.
+    """
 
     def __init__(self) -> None:
         super().__init__(PACK)
@@ -61,12 +65,12 @@ def _size_of(ids: Tensor) -> tuple[int, int]:
 class Flux(Family):
     name = "flux"
     classes = ("FluxTransformer2DModel",)
-    conditions = ("text", "pooled")
+    conditions: tuple[str, ...] = ("text", "pooled")
     image_first = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        if model.config.guidance_embeds:
+        if self.config.guidance_embeds:
             self.conditions = ("text", "pooled", "guidance")
 
     @property
@@ -105,18 +109,17 @@ class Flux(Family):
         return unpack(output, height, width)
 
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
-        config = self.model.config
         # The configuration knows no sample size; the pipeline's is 128 (1024 pixels).
         latents = self._random(
             batch,
-            config.in_channels // PACK**2,
+            self.config.in_channels // PACK**2,
             height or 128,
             width or 128,
             generator=generator,
         )
         length = 512 if text_tokens is None else text_tokens
-        text = self._random(batch, length, config.joint_attention_dim, generator=generator)
-        pooled = self._random(batch, config.pooled_projection_dim, generator=generator)
+        text = self._random(batch, length, self.config.joint_attention_dim, generator=generator)
+        pooled = self._random(batch, self.config.pooled_projection_dim, generator=generator)
         condition = {"text": text, "pooled": pooled}
         if "guidance" in self.conditions:
             condition["guidance"] = torch.full((batch,), 3.5, device=latents.device)

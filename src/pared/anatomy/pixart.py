@@ -1,28 +1,29 @@
-"""PixArt-alpha and -Sigma: `PixArtTransformer2DModel`; text by cross-attention, shared modulation."""
+"""PixArt-alpha, -Sigma: `PixArtTransformer2DModel`; text by cross-attention, shared modulation."""
 
 import torch
 from torch import Tensor, nn
 
-from pared.anatomy.base import Block, Family, block_of
+from pared.anatomy.base import Block, Family, Parts, block_of
+
+PARTS: Parts = {"attn1": "self_attention", "attn2": "cross_attention", "ff": "feed_forward"}
 
 
 class PixArt(Family):
     name = "pixart"
     classes = ("PixArtTransformer2DModel",)
-    conditions = ("text", "mask")
+    conditions: tuple[str, ...] = ("text", "mask")
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        parts = {"attn1": "self_attention", "attn2": "cross_attention", "ff": "feed_forward"}
         return tuple(
-            block_of(index, path, module, parts)
+            block_of(index, path, module, PARTS)
             for index, (path, module) in enumerate(self._list("transformer_blocks"))
         )
 
     def denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
-        self._require_whole_patches(latents, self.model.config.patch_size)
+        self._require_whole_patches(latents, self.config.patch_size)
         output = model(
             latents,
             encoder_hidden_states=self._take(condition, "text"),
@@ -35,12 +36,11 @@ class PixArt(Family):
         return output[:, : latents.shape[1]]
 
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
-        config = self.model.config
         latents = self._latents(batch, height, width, generator)
         text = self._random(
             batch,
             300 if text_tokens is None else text_tokens,
-            config.caption_channels,
+            self.config.caption_channels,
             generator=generator,
         )
         timestep = torch.full((batch,), 500, device=latents.device)

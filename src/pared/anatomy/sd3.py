@@ -8,9 +8,9 @@ computes no text output, so it has no `ff_context`.
 import torch
 from torch import Tensor, nn
 
-from pared.anatomy.base import Block, Family, block_of
+from pared.anatomy.base import Block, Family, Parts, block_of
 
-PARTS = {
+PARTS: Parts = {
     "norm1": "modulation",
     "norm1_context": ("modulation", "text"),
     "attn": ("joint_attention", "both"),
@@ -23,7 +23,7 @@ PARTS = {
 class SD3(Family):
     name = "sd3"
     classes = ("SD3Transformer2DModel",)
-    conditions = ("text", "pooled")
+    conditions: tuple[str, ...] = ("text", "pooled")
     image_first = True
 
     @property
@@ -36,7 +36,7 @@ class SD3(Family):
     def denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
-        self._require_whole_patches(latents, self.model.config.patch_size)
+        self._require_whole_patches(latents, self.config.patch_size)
         return model(
             hidden_states=latents,
             encoder_hidden_states=self._take(condition, "text"),
@@ -46,11 +46,10 @@ class SD3(Family):
         )[0]
 
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
-        config = self.model.config
         latents = self._latents(batch, height, width, generator)
         # 77 tokens of CLIP and 256 of T5.
         length = 333 if text_tokens is None else text_tokens
-        text = self._random(batch, length, config.joint_attention_dim, generator=generator)
-        pooled = self._random(batch, config.pooled_projection_dim, generator=generator)
+        text = self._random(batch, length, self.config.joint_attention_dim, generator=generator)
+        pooled = self._random(batch, self.config.pooled_projection_dim, generator=generator)
         timestep = torch.full((batch,), 500, device=latents.device)
         return latents, timestep, {"text": text, "pooled": pooled}

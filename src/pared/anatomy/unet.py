@@ -5,11 +5,12 @@ feature map into tokens, so every site has the grid of its own resolution level.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pared.anatomy.base import Block, Family, Grid, Site, block_of
+from pared.anatomy.base import Block, Family, Grid, Parts, Site, SiteKind, block_of
 from pared.errors import InputError
 
 # Pixels per latent pixel of the autoencoders that these models were trained with.
@@ -19,11 +20,11 @@ VAE_SCALE = 8
 class UNet(Family):
     name = "unet"
     classes = ("UNet2DConditionModel",)
-    conditions = ("text",)
+    conditions: tuple[str, ...] = ("text",)
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        added = model.config.addition_embed_type
+        added = self.config.addition_embed_type
         if added == "text_time":
             self.conditions = ("text", "pooled", "time_ids")
         elif added is not None:
@@ -73,15 +74,14 @@ class UNet(Family):
         )[0]
 
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
-        config = self.model.config
         latents = self._latents(batch, height, width, generator)
         length = 77 if text_tokens is None else text_tokens
-        text = self._random(batch, length, config.cross_attention_dim, generator=generator)
+        text = self._random(batch, length, self.config.cross_attention_dim, generator=generator)
         condition = {"text": text}
         if "pooled" in self.conditions:
             ids = size_ids(latents)
-            sizes = ids.shape[1] * config.addition_time_embed_dim
-            pooled = config.projection_class_embeddings_input_dim - sizes
+            sizes = ids.shape[1] * self.config.addition_time_embed_dim
+            pooled = self.config.projection_class_embeddings_input_dim - sizes
             condition["pooled"] = self._random(batch, pooled, generator=generator)
             condition["time_ids"] = ids
         return latents, torch.full((batch,), 500, device=latents.device), condition
@@ -95,7 +95,7 @@ def size_ids(latents: Tensor) -> Tensor:
     return ids.to(latents.device).expand(len(latents), -1)
 
 
-def _parts(block: nn.Module) -> dict[str, str]:
+def _parts(block: Any) -> Parts:
     # In some upscalers the first attention of a block reads the text too.
-    first = "cross_attention" if block.only_cross_attention else "self_attention"
+    first: SiteKind = "cross_attention" if block.only_cross_attention else "self_attention"
     return {"attn1": first, "attn2": "cross_attention", "ff": "feed_forward"}

@@ -10,7 +10,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,7 @@ def interleave(
     warmup: int = 3,
     base: str = "base",
     *,
+    around: dict[str, Callable[[], AbstractContextManager[Any]]] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     neighbours: Callable[[], host.Neighbours] = host.Neighbours,
     progress: Callable[[int, int], None] | None = None,
@@ -107,6 +108,8 @@ def interleave(
         rounds: How often each call is timed.
         warmup: Rounds that run before and don't count.
         base: Name of the call that the others are compared with; it opens every round.
+        around: For some calls, by name, what gives the context that each runs in; entering and
+            leaving it isn't timed.
         clock: Gives the time in seconds.
         neighbours: Starts watching what other programs do.
         progress: Is told (calls done, calls in all), warm-up included, after each call.
@@ -128,7 +131,8 @@ def interleave(
 
     watch = neighbours()
     for done, name in enumerate(turns):
-        duration = _duration(calls[name], clock)
+        with (around or {}).get(name, nullcontext)():
+            duration = _duration(calls[name], clock)
         if done >= warmup * len(order):
             samples[name].append(duration)
         if progress:

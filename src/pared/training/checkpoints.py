@@ -53,11 +53,12 @@ def write(
     target = folder / f"checkpoint-{step:08d}"
     tensors = {"model": get_model_state_dict(model, options=_FULL)}
     if ema is not None:
-        with ema.applied():
-            # The names of untrained weights are in both; keep only one copy of them on disk.
-            averaged = get_model_state_dict(model, options=_FULL)
         trained = {name for name, p in _named_parameters(model) if p.requires_grad}
-        tensors["ema"] = {name: averaged[name] for name in trained}
+        with ema.applied():
+            averaged = get_model_state_dict(model, options=_FULL)
+            # On the CPU these are the live weights, which the end of the context puts back.
+            # Processes other than the main one get empty dictionaries.
+            tensors["ema"] = {k: v.clone() for k, v in averaged.items() if k in trained}
     tensors["optimizer"] = _flatten(get_optimizer_state_dict(model, optimizer, options=_FULL))
     if not main_process:
         return target

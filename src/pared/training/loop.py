@@ -79,6 +79,8 @@ def train(
     freeze_all_but(model, settings.trainable)
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    if settings.compile:
+        model.compile()  # in place: names of weights stay as they are
     model.train()
     objective.to(accelerator.device)
     prepared = accelerator.prepare(model)

@@ -38,6 +38,7 @@ class TrainingSettings(BaseModel):
         description="glob patterns of parameter names that train; the rest is frozen",
     )
     gradient_checkpointing: bool = False
+    compile: bool = Field(default=False, description="run the model through torch.compile")
     seed: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=250, ge=1, description="steps between checkpoints")
     log_every: int = Field(default=10, ge=1, description="steps between log lines")

@@ -39,9 +39,16 @@ def get(name: str) -> Preset:
     """
     if name in PRESETS:
         return PRESETS[name]
-    near = difflib.get_close_matches(name.lower(), PRESETS, n=2, cutoff=0.5)
+    plain = {_letters(known): known for known in PRESETS}
+    near = [known for key, known in plain.items() if key.startswith(_letters(name) or "-")]
+    near = near or [plain[key] for key in difflib.get_close_matches(_letters(name), plain, n=2)]
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
     raise InputError(f"there is no preset {name!r}{hint}; the presets are {', '.join(PRESETS)}.")
+
+
+def _letters(name: str) -> str:
+    """A name without case and punctuation, in which people differ most."""
+    return "".join(char for char in name.lower() if char.isalnum())
 
 
 def build(

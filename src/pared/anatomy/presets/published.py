@@ -138,7 +138,7 @@ PUBLISHED = (
     ),
     Preset(
         name="flux.1-dev",
-        summary="FLUX.1 [dev]: two- and one-stream blocks, guidance distilled into one pass, 1024 px",
+        summary="FLUX.1 [dev]: two- and one-stream blocks, distilled guidance, 1024 px",
         hub="black-forest-labs/FLUX.1-dev",
         denoiser=Component(
             "diffusers.FluxTransformer2DModel",

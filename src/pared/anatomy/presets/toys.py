@@ -3,6 +3,8 @@
 Random weights only. Pictures are 128 px, latents 16 x 16, prompts 16 tokens per encoder.
 """
 
+from typing import Any
+
 from pared.anatomy.presets.records import Component, Preset
 
 TOKENS = 16
@@ -54,7 +56,7 @@ def _toy(
     name: str, summary: str, denoiser: Component, encoders: tuple[Component, ...], **changed
 ) -> Preset:
     """A toy preset: what all toys have in common, and what this one changes."""
-    settings = {
+    settings: dict[str, Any] = {
         "vae": VAE_4,
         "text_tokens": TOKENS if encoders else 0,
         "guidance": 4.0,

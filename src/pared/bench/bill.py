@@ -1,0 +1,353 @@
+"""The bill of a product: what every part of a model costs, in MACs, parameters and bytes.
+
+    cost of an image = steps x passes x (what one pass of the denoiser computes)
+                       + text encoders + decoding of the latents
+
+Everything is counted on the meta device, from configurations: nothing is computed, loaded, moved
+or changed. A MAC is one multiplication with its addition, two FLOPs; matrix products and
+convolutions are counted, nothing else, as is the custom.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from pared import anatomy
+from pared.bench import costs, render
+from pared.bench.costs import Cost
+from pared.bench.render import DENOISER, counted
+from pared.bench.targets import USUAL_VAE_SCALE, Target, read
+from pared.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pared.anatomy import Family
+
+Format = Literal["text", "json", "csv", "md"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a bill.
+
+    Attributes:
+        part: "denoiser", "vae", or the name of a text encoder.
+        kind: of the denoiser's work, one of `pared.bench.costs.KINDS`; "encode" or "decode".
+        macs: multiply-adds of one pass of the part (for the whole batch).
+        passes: of the part per picture: steps x passes for the denoiser; prompt and negative prompt
+            for text encoders; 1 for the autoencoder.
+        parameters: how many. An autoencoder counts whole, though only its decoder runs.
+        weight_bytes: bytes of parameters and buffers.
+        activation_bytes: bytes of all tensors that enter or leave the layers in one pass, each
+            once: about what training keeps. Attention maps aren't among them.
+        largest_bytes: the largest of these tensors.
+    """
+
+    part: str
+    kind: str
+    macs: int
+    passes: int
+    parameters: int
+    weight_bytes: int
+    activation_bytes: int
+    largest_bytes: int
+
+    @property
+    def total(self) -> int:
+        """Multiply-adds of all passes."""
+        return self.macs * self.passes
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a picture costs, line by line.
+
+    Attributes:
+        name: of what was billed.
+        height: of the picture in pixels.
+        width: likewise.
+        steps: of the denoiser.
+        passes: of the denoiser per step.
+        batch: pictures made at once.
+        text_tokens: of the prompt as the denoiser sees it; 0 without text.
+        dtype: of the denoiser's weights, as torch names it.
+        lines: the costs.
+        notes: what was assumed.
+    """
+
+    name: str
+    height: int
+    width: int
+    steps: int
+    passes: int
+    batch: int
+    text_tokens: int
+    dtype: str
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Multiply-adds of everything, for the whole batch."""
+        return sum(line.total for line in self.lines)
+
+    @property
+    def per_image(self) -> float:
+        """Multiply-adds of one picture."""
+        return self.total / self.batch
+
+    @property
+    def per_pass(self) -> int:
+        """Multiply-adds of one pass of the denoiser, for the whole batch."""
+        return sum(line.macs for line in self.lines if line.part == DENOISER)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all parts."""
+        return sum(line.parameters for line in self.lines)
+
+    @property
+    def headline(self) -> str:
+        """What was billed, e.g. "pixart-sigma, 2048x2048, 20 steps x 2 passes"."""
+        said = [
+            self.name,
+            f"{self.height}x{self.width}",
+            f"{counted(self.steps, 'step')} x {counted(self.passes, 'pass')}",
+        ]
+        said += [f"batch {self.batch}"] if self.batch > 1 else []
+        said += [counted(self.text_tokens, "text token")] if self.text_tokens else []
+        return ", ".join([*said, self.dtype])
+
+    def kind(self, kind: str) -> Cost:
+        """The cost of one kind of work in one pass of the denoiser; zero where it has none."""
+        for line in self.lines:
+            if line.part == DENOISER and line.kind == kind:
+                return Cost(**{name: getattr(line, name) for name in Cost.__dataclass_fields__})
+        return Cost()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and text, ready for JSON."""
+        return asdict(self) | {
+            "lines": [
+                asdict(line) | {"total": line.total, "share": line.total / self.total}
+                for line in self.lines
+            ],
+            "notes": list(self.notes),
+            "total_macs": self.total,
+            "total_flops": 2 * self.total,
+            "macs_per_image": self.per_image,
+            "flops_per_image": 2 * self.per_image,
+            "macs_per_pass": self.per_pass,
+            "parameters": self.parameters,
+            "weight_bytes": sum(line.weight_bytes for line in self.lines),
+        }
+
+    def table(self, format: Format = "text") -> str:
+        """The bill to read ("text", "md") or to compute with ("json", "csv")."""
+        if format == "text":
+            return render.bill_text(self)
+        if format == "md":
+            return render.bill_markdown(self)
+        if format == "json":
+            return json.dumps(self.to_dict(), indent=1)
+        if format == "csv":
+            return self._csv()
+        raise InputError(f"there is no format {format!r}; the formats are text, json, csv and md.")
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def _csv(self) -> str:
+        file = io.StringIO()
+        lines = self.to_dict()["lines"]
+        writer = csv.DictWriter(file, lines[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return file.getvalue()
+
+
+def bill(
+    target: Any,
+    height: int | None = None,
+    width: int | None = None,
+    steps: int | None = None,
+    passes: int | None = None,
+    batch: int = 1,
+    text_tokens: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> Bill:
+    """What a picture costs.
+
+    Args:
+        target: name of a preset (`pared.anatomy.presets.names()`) or of a house model, folder of a
+            pipeline or of a model, a diffusers pipeline, or a denoiser. Configurations only are
+            read; what is given stays as it is.
+        height: of the picture in pixels; by default what the model is made for.
+        width: likewise.
+        steps: of the denoiser; by default the pipeline's (1 for a denoiser alone).
+        passes: of the denoiser per step; by default the pipeline's, 2 with classifier-free guidance
+            (1 for a denoiser alone).
+        batch: pictures made at once.
+        text_tokens: of the prompt as the denoiser sees it; by default the pipeline's.
+        dtype: of all weights and activations; by default the model's own, float32 for presets and
+            folders.
+
+    Raises:
+        InputError: not a model that pared reads, or a size that it can't make; the message names
+            the nearest.
+    """
+    found = read(target)
+    order = Order(found, height, width, steps, passes, batch, text_tokens, dtype)
+    return order.bill(found.denoiser(dtype))
+
+
+class Order:
+    """One request for a bill, complete: counts any denoiser of the same family in its place."""
+
+    def __init__(
+        self,
+        target: Target,
+        height: int | None,
+        width: int | None,
+        steps: int | None,
+        passes: int | None,
+        batch: int,
+        text_tokens: int | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.target, self.dtype = target, dtype
+        self.steps = _positive("steps", target.steps if steps is None else steps)
+        self.passes = _positive("passes", target.passes if passes is None else passes)
+        self.batch = _positive("batch", batch)
+        self.notes = list(target.notes)
+        family = anatomy.of(target.denoiser(dtype))
+        vae = target.vae(dtype) if target.vae else None
+        encoders = {name: build(dtype) for name, build in target.encoders.items()}
+        self._size(family, vae, height, width)
+        lengths = self._prompt(family, encoders, text_tokens)
+        self._rest = [self._encoding(name, encoders[name], lengths[name]) for name in encoders]
+        self._rest += [self._decoding(vae)] if vae is not None else []
+
+    def bill(self, denoiser: nn.Module) -> Bill:
+        """The bill with `denoiser` (on the meta device) at work."""
+        spent = self.count(denoiser)
+        times = self.steps * self.passes
+        own = [_line(DENOISER, kind, cost, times) for kind, cost in spent.items()]
+        return Bill(
+            name=self.target.name,
+            height=self.height,
+            width=self.width,
+            steps=self.steps,
+            passes=self.passes,
+            batch=self.batch,
+            text_tokens=self.text_tokens or 0,
+            dtype=str(next(denoiser.parameters()).dtype).removeprefix("torch."),
+            lines=(*own, *self._rest),
+            notes=tuple(self.notes),
+        )
+
+    def count(self, denoiser: nn.Module) -> dict[str, Cost]:
+        """The costs of one pass, by kind."""
+        family = anatomy.of(denoiser)
+        example = family.example(self.batch, *self.latent, text_tokens=self.text_tokens)
+        try:
+            return costs.count(
+                denoiser, costs.BySite(family), lambda: family.denoise(denoiser, *example)
+            )
+        except InputError:
+            raise
+        except ValueError as error:  # what models say about sizes that they weren't made for
+            raise InputError(
+                f"{self.target.name} can't make {self.height}x{self.width} pixels: "
+                f"{str(error).rstrip('.')}."
+            ) from None
+
+    def _size(
+        self, family: Family, vae: nn.Module | None, height: int | None, width: int | None
+    ) -> None:
+        """Settle on height and width in pixels, and on the latents'."""
+        scale = USUAL_VAE_SCALE if vae is None else _scale(vae)
+        if vae is None:
+            self.notes.append(f"{scale}x{scale} pixels per latent pixel, as most autoencoders have")
+        own, _, _ = family.example()
+        self.height = height or self.target.height or own.shape[-2] * scale
+        self.width = width or self.target.width or own.shape[-1] * scale
+        # On a throw-away model: asking for a grid leaves a hook.
+        patch = max((family.grid(site).patch for site in family.sites()), default=1)
+        _whole(self.target.name, "height", self.height, scale * patch)
+        _whole(self.target.name, "width", self.width, scale * patch)
+        self.latent = (self.height // scale, self.width // scale)
+
+    def _prompt(
+        self, family: Family, encoders: dict[str, nn.Module], given: int | None
+    ) -> dict[str, int]:
+        """Settle on the prompt's length; returns that of every text encoder.
+
+        An encoder with a table of positions is always given full prompts. Where the family's usual
+        prompt is longer than what the others read, the denoiser gets both, one after the other.
+        """
+        self.text_tokens = None
+        limits = {n: getattr(e.config, "max_position_embeddings", None) for n, e in encoders.items()}
+        longest = max((limit for limit in limits.values() if limit), default=0)
+        _, _, condition = family.example()
+        if "text" not in condition:
+            if given is not None:
+                raise InputError(f"{self.target.name} takes no text; leave text_tokens out.")
+            return {name: limit or 0 for name, limit in limits.items()}
+        usual = self.target.text_tokens or condition["text"].shape[1]
+        free = self.target.prompt
+        before = longest if free is not None and usual > free else 0
+        if given is not None:
+            self.text_tokens = _positive("text_tokens", given)
+        elif self.target.text_tokens:
+            self.text_tokens = usual
+        else:
+            self.text_tokens = free + before if free is not None else longest or usual
+        return {n: limit or max(1, self.text_tokens - before) for n, limit in limits.items()}
+
+    def _encoding(self, name: str, encoder: nn.Module, tokens: int) -> Line:
+        ids = torch.zeros(self.batch, tokens, dtype=torch.long, device="meta")
+        spent = costs.count(encoder, costs.Whole(), lambda: encoder(input_ids=ids))
+        # Once for the prompt and once for the negative one.
+        return _line(name, "encode", spent[costs.OTHER], min(self.passes, 2))
+
+    def _decoding(self, vae: nn.Module) -> Line:
+        kind = next(vae.parameters()).dtype
+        channels = vae.config.latent_channels
+        latents = torch.empty(self.batch, channels, *self.latent, dtype=kind, device="meta")
+        spent = costs.count(vae, costs.Whole(), lambda: vae.decode(latents))
+        return _line("vae", "decode", spent[costs.OTHER], 1)
+
+
+def _line(part: str, kind: str, cost: Cost, passes: int) -> Line:
+    return Line(part=part, kind=kind, passes=passes, **asdict(cost))
+
+
+def _scale(vae: nn.Module) -> int:
+    """Pixels per latent pixel and side."""
+    stages = getattr(vae.config, "block_out_channels", ())
+    return getattr(vae, "spatial_compression_ratio", None) or 2 ** max(0, len(stages) - 1)
+
+
+def _whole(name: str, side: str, pixels: int, token: int) -> None:
+    if pixels > 0 and pixels % token == 0:
+        return
+    below = max(1, pixels // token) * token
+    near = f"{below} or {below + token}" if pixels > token else str(token)
+    raise InputError(
+        f"{name} makes pictures in tokens of {token}x{token} pixels, and {side}={pixels} is not a "
+        f"multiple of {token}; the nearest that works is {near}."
+    )
+
+
+def _positive(name: str, value: int) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name}={value!r} doesn't work; give a whole number of at least 1.")
+    return value

@@ -1,0 +1,301 @@
+"""What every method must do on every model family that it serves, shown on toy models.
+
+One table for all methods, run by `pared check` and by the tests. Each function takes a method and
+the name of a family and raises an AssertionError that says what is wrong.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pared import anatomy, checkpoint
+from pared.anatomy import presets
+from pared.errors import InputError
+from pared.info import Info
+from pared.method import Conversion, Method, RuntimeMethod, apply, convert, stack_of
+
+Function = Callable[[Method, str], None]
+
+# A batched matrix product adds up in another order than a single one.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def cases(record: Info) -> Iterator[tuple[str, Function]]:
+    """The functions that a method must pass, each with the family to pass it on."""
+    if record.kind == "objective":
+        return
+    table = CONVERSIONS if record.kind == "conversion" else RUNTIME_METHODS
+    for family in record.families:
+        for function in table:
+            yield family, function
+    for family in toy_families():
+        if family not in record.families:
+            yield family, contract_refusal
+
+
+def toy_families() -> list[str]:
+    """The families that have a toy, by name."""
+    names = {family.name for family in anatomy.families().values()}
+    return sorted(name for name in names if f"toy:{name}" in presets.names())
+
+
+# Conversions ----------------------------------------------------------------------------------
+
+
+def contract_weights(method: Conversion, family: str) -> None:
+    """Converting keeps the weights, adds names only where the method says, and is strict."""
+    before, model = _toy(family), _toy(family)
+    claims = method.claims(anatomy.of(model))
+    replaced = tuple(f"{claim.site}." for claim in claims if claim.how == "replaces")
+    convert(model, method)
+    old, new = before.state_dict(), model.state_dict()
+    for name, weight in old.items():
+        if name not in new:
+            assert name.startswith(replaced), f"{name} is gone, outside of what the method replaces"
+        elif new[name].shape == weight.shape:
+            assert torch.equal(new[name], weight), f"{name} was changed"
+        else:
+            assert name.startswith(replaced), f"{name} has another shape"
+    for name in new.keys() - old.keys():
+        assert name.startswith(replaced), f"{name} is new, outside of what the method replaces"
+    convert(before, method)
+    before.load_state_dict(new, strict=True)
+
+
+def contract_twice(method: Conversion, family: str) -> None:
+    """Converting twice is the same as once."""
+    model = _converted(method, family)
+    modules, weights = dict(model.named_modules()), _weights(model)
+    convert(model, method)
+    assert dict(model.named_modules()) == modules, "the second time put other modules in"
+    _assert_same_weights(model, weights)
+    assert stack_of(model) == [method], f"the model carries {stack_of(model)}"
+
+
+def contract_saving(method: Conversion, family: str) -> None:
+    """Saved and loaded, the model gives the same output bit for bit."""
+    model = _converted(method, family)
+    with tempfile.TemporaryDirectory() as folder:
+        again = checkpoint.load(checkpoint.save(model, Path(folder) / "model"))
+        assert stack_of(again) == [method], f"the loaded model carries {stack_of(again)}"
+        assert not again.training, "the loaded model is in training mode"
+        assert torch.equal(_output(again), _output(model)), "the outputs differ"
+
+
+def contract_gradients(method: Conversion, family: str) -> None:
+    """After one optimiser step gradients reach every new parameter."""
+    old = dict(_toy(family).named_parameters())
+    model = convert(_toy(family), method).requires_grad_(True)
+    parameters = {n: p for n, p in model.named_parameters() if n not in old}
+    # Branches that start at zero hold the gradient back from what comes before them, for one step.
+    optimizer = torch.optim.AdamW(parameters.values() or model.parameters(), lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        output = _output(model)
+        (output * torch.randn(output.shape, generator=_generator())).sum().backward()
+        optimizer.step()
+    for name, parameter in parameters.items():
+        assert parameter.grad is not None, f"no gradient reaches {name}"
+        assert parameter.grad.isfinite().all(), f"the gradient of {name} isn't finite"
+        assert parameter.grad.any(), f"the gradient of {name} is zero"
+
+
+def contract_copy(method: Conversion, family: str) -> None:
+    """A deep copy of a converted model works, and shares nothing with it."""
+    model = _converted(method, family)
+    wanted = _output(model)
+    twin = copy.deepcopy(model)
+    assert torch.equal(_output(twin), wanted), "the copy's output differs"
+    # Another picture size in between: what a copy shared would still be set to that size.
+    side = 8 if family == "dit" else 12
+    _output(twin, height=8, width=side)
+    assert torch.equal(_output(model), wanted), "a call of the copy changed the original"
+    _perturb(twin)
+    assert torch.equal(_output(model), wanted), "the original shares weights with its copy"
+
+
+def contract_compile(method: Conversion, family: str) -> None:
+    """torch.compile takes the model whole (fullgraph) and gives the same output."""
+    model = _converted(method, family)
+    torch._dynamo.reset()
+    try:
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(_output(compiled), _output(model), rtol=1e-6, atol=1e-6)
+    finally:
+        torch._dynamo.reset()
+
+
+# Run-time methods -----------------------------------------------------------------------------
+
+
+def contract_removal(method: RuntimeMethod, family: str) -> None:
+    """Attached and removed again, it leaves outputs bit-identical and nothing behind."""
+    model = _toy(family)
+    modules, wanted = dict(model.named_modules()), _sampled(model)
+    with apply(model):
+        assert torch.equal(_sampled(model), wanted), "applying nothing changed the output"
+    with apply(model, method):
+        _sampled(model)
+    assert torch.equal(_sampled(model), wanted), "the output stays changed after removal"
+    assert dict(model.named_modules()) == modules, "other modules are left behind"
+    hooks = [n for n, m in modules.items() if m._forward_hooks]
+    assert not hooks, f"hooks are left on {', '.join(hooks)}"
+
+
+def contract_fresh_start(method: RuntimeMethod, family: str) -> None:
+    """Attached again, it starts afresh: the second sample equals the first."""
+    model = _toy(family)
+    samples = []
+    for _ in range(2):
+        with apply(model, method):
+            samples.append(_sampled(model))
+    assert torch.equal(*samples), "something of the first sample was kept"
+
+
+# All methods ----------------------------------------------------------------------------------
+
+
+def contract_batch(method: Method, family: str) -> None:
+    """A batch of two gives the same as its samples one by one."""
+    model, attached = _prepared(method, family)
+    latents, timestep, condition = _example(model, batch=2)
+    whole = _attached_output(model, attached, latents, timestep, condition)
+    for i in range(2):
+        one = {name: value[i : i + 1] for name, value in condition.items()}
+        single = _attached_output(
+            model, attached, latents[i : i + 1], timestep[i : i + 1], one
+        )
+        torch.testing.assert_close(whole[i : i + 1], single, **ROUNDING)
+
+
+def contract_bfloat16(method: Method, family: str) -> None:
+    """It runs in bfloat16, all finite, and close to float32."""
+    wanted = _prepared_output(method, family, torch.float32)
+    output = _prepared_output(method, family, torch.bfloat16)
+    assert output.dtype == torch.bfloat16, f"the output is {output.dtype}"
+    assert output.isfinite().all(), "the output isn't finite"
+    error = (output.float() - wanted).norm() / wanted.norm()
+    # Eight bits of mantissa through a few layers: some percent; a wrong path is off by far more.
+    assert error < 0.1, f"the output is {error:.0%} away from that in float32"
+
+
+def contract_refusal(method: Method, family: str) -> None:
+    """A family that the method doesn't serve is refused in one sentence, and left as it was."""
+    model = _toy(family)
+    modules, weights = dict(model.named_modules()), _weights(model)
+    use = convert if isinstance(method, Conversion) else apply
+    try:
+        use(model, method)
+    except InputError as error:
+        text = str(error)
+    else:
+        raise AssertionError(f"{method.info.slug} took a {family} model without complaint")
+    assert "\n" not in text and method.info.slug in text, f"not a clear refusal: {text!r}"
+    assert dict(model.named_modules()) == modules, "the refused model was changed"
+    _assert_same_weights(model, weights)
+    assert not stack_of(model), "the refused model says that it carries the method"
+
+
+CONVERSIONS: tuple[Function, ...] = (
+    contract_weights,
+    contract_twice,
+    contract_saving,
+    contract_batch,
+    contract_gradients,
+    contract_copy,
+    contract_bfloat16,
+    contract_compile,
+)
+RUNTIME_METHODS: tuple[Function, ...] = (
+    contract_removal,
+    contract_fresh_start,
+    contract_batch,
+    contract_bfloat16,
+)
+
+
+# Toys and how they're called ------------------------------------------------------------------
+
+
+def _toy(family: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    # One draw for all types, cast by torch's own `to`: that of diffusers warns of nothing.
+    return nn.Module.to(presets.build(f"toy:{family}", device="cpu"), dtype)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _converted(method: Conversion, family: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A converted toy, its weights stirred: a branch that starts at zero would hide its mistakes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = convert(_toy(family, dtype), method)
+    _perturb(model)
+    return model.eval()
+
+
+@torch.no_grad()
+def _perturb(model: nn.Module) -> None:
+    generator = _generator()
+    for parameter in model.parameters():
+        parameter += 0.02 * torch.randn(parameter.shape, generator=generator).to(parameter)
+
+
+def _prepared(
+    method: Method, family: str, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, tuple[RuntimeMethod, ...]]:
+    """A toy for a method of any kind, and the run-time methods to attach to it."""
+    if isinstance(method, Conversion):
+        return _converted(method, family, dtype), ()
+    return _toy(family, dtype), (method,)
+
+
+def _prepared_output(method: Method, family: str, dtype: torch.dtype) -> Tensor:
+    model, attached = _prepared(method, family, dtype)
+    return _attached_output(model, attached, *_example(model))
+
+
+@torch.no_grad()
+def _attached_output(
+    model: nn.Module, attached: tuple[RuntimeMethod, ...], latents: Tensor, timestep: Tensor, condition
+) -> Tensor:
+    with apply(model, *attached):
+        return anatomy.of(model).denoise(model, latents, timestep, condition)
+
+
+def _example(model: nn.Module, **size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    size = {"height": 8, "width": 8} | size
+    return anatomy.of(model).example(**size, text_tokens=8, generator=_generator())
+
+
+def _output(model: nn.Module, **size: int) -> Tensor:
+    """The output of one call on fixed inputs; with its graph where weights want gradients."""
+    return anatomy.of(model).denoise(model, *_example(model, **size))
+
+
+@torch.no_grad()
+def _sampled(model: nn.Module) -> Tensor:
+    """A few denoising steps on fixed inputs, so that what is kept between steps comes to bear."""
+    family = anatomy.of(model)
+    latents, timestep, condition = _example(model)
+    for time in (900, 600, 300):
+        latents = latents - 0.1 * family.denoise(
+            model, latents, torch.full_like(timestep, time), condition
+        )
+    return latents
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+def _assert_same_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    now = model.state_dict()
+    assert now.keys() == weights.keys(), "weights came or went"
+    changed = [name for name, weight in weights.items() if not torch.equal(now[name], weight)]
+    assert not changed, f"{changed[0]} was changed"

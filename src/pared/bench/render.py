@@ -1,0 +1,190 @@
+"""Tables of costs: which unit, how many digits, which column where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pared.bench.bill import Bill, Line
+    from pared.bench.savings import Saving, Savings
+
+PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+NONE = "-"
+DENOISER = "denoiser"
+
+
+class Unit:
+    """One decimal unit for a whole column, so that its numbers compare at a glance.
+
+    Args:
+        largest: the largest number of the column.
+        least: how large it is to be in the unit, at least.
+    """
+
+    def __init__(self, largest: float, least: float = 100) -> None:
+        fitting = ((s, p) for s, p in PREFIXES if largest / s >= least)
+        self.size, self.prefix = next(fitting, (1.0, ""))
+
+    def __call__(self, number: float) -> str:
+        """The number in the unit, with one decimal."""
+        if number == 0:
+            return NONE
+        value = number / self.size
+        if self.size == 1:
+            return f"{value:,.0f}"
+        return f"{value:,.1f}" if value >= 0.05 else "<0.1"
+
+
+def short(number: float, what: str = "") -> str:
+    """A number in the unit that suits it, with four digits, e.g. "26.18 TMACs"."""
+    if number == 0:
+        return NONE
+    size, prefix = next(((s, p) for s, p in PREFIXES if abs(number) >= s), (1.0, ""))
+    value = number / size
+    digits = max(0, 3 - len(str(int(abs(value))))) + 1
+    text = f"{value:.{digits}f}" if size > 1 else f"{value:.0f}"
+    return f"{text} {prefix}{what}".rstrip()
+
+
+def memory(size: float) -> str:
+    """Bytes in binary units, e.g. "2.28 GiB"."""
+    if size == 0:
+        return NONE
+    for bound, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= bound:
+            value = size / bound
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+    return f"{size:.0f} B"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share, e.g. "73.4%"."""
+    if part == 0:
+        return NONE
+    share = 100 * part / whole
+    return f"{share:.1f}%" if share >= 0.05 else "<0.1%"
+
+
+def columns(rows: Sequence[Sequence[str]], gap: int = 2) -> list[str]:
+    """Rows as lines of text: the first column to the left, the others to the right."""
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append((" " * gap).join(cells).rstrip())
+    return lines
+
+
+# The bill -------------------------------------------------------------------------------------
+
+
+def bill_text(bill: Bill) -> str:
+    """The bill as a table of at most 100 columns."""
+    over, under, *body, total = columns([*_heads(bill), *_rows(bill)])
+    rule = "-" * len(under)
+    table = [over, under, rule, *body, rule, total]
+    return "\n".join([bill.headline, "", *table, "", *_foot(bill)])
+
+
+def bill_markdown(bill: Bill) -> str:
+    """The bill as a Markdown table."""
+    over, under = _heads(bill)
+    heads = [f"{a} {b}".strip() for a, b in zip(over, under, strict=True)]
+    # Markdown drops leading blanks; no-break ones stay.
+    rows = [[row[0].replace("  ", "&nbsp;&nbsp;"), *row[1:]] for row in _rows(bill)]
+    table = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    lines = ["| " + " | ".join(row) + " |" for row in table]
+    return "\n".join([f"**{bill.headline}**", "", *lines, "", *_foot(bill)])
+
+
+def _units(bill: Bill) -> tuple[Unit, Unit]:
+    """Of the column of one pass, and of the column of one image."""
+    return Unit(max(bill.per_pass, *(line.macs for line in bill.lines))), Unit(bill.per_image)
+
+
+def _heads(bill: Bill) -> list[list[str]]:
+    one, image = _units(bill)
+    return [
+        ["", f"{one.prefix}MACs", "", f"{image.prefix}MACs", "", "", "", "tensors", "largest"],
+        ["", "per pass", "passes", "per image", "share", "params", "weights", "per pass", "tensor"],
+    ]
+
+
+def _rows(bill: Bill) -> list[list[str]]:
+    own = [line for line in bill.lines if line.part == DENOISER]
+    rest = [line for line in bill.lines if line.part != DENOISER]
+    rows = [_row(bill, "denoiser", own), *(_row(bill, f"  {line.kind}", [line]) for line in own)]
+    rows += [_row(bill, f"{line.part.replace('_', ' ')}, {line.kind}", [line]) for line in rest]
+    total = _row(bill, "total", bill.lines)
+    # Passes of different parts don't add up.
+    total[1] = total[2] = total[7] = ""
+    return [*rows, total]
+
+
+def _row(bill: Bill, name: str, lines: Sequence[Line]) -> list[str]:
+    one, image = _units(bill)
+    total = sum(line.total for line in lines)
+    return [
+        name,
+        one(sum(line.macs for line in lines)),
+        str(lines[0].passes),
+        image(total / bill.batch),
+        percent(total, bill.total),
+        short(sum(line.parameters for line in lines)),
+        memory(sum(line.weight_bytes for line in lines)),
+        memory(sum(line.activation_bytes for line in lines)),
+        memory(max(line.largest_bytes for line in lines)),
+    ]
+
+
+def _foot(bill: Bill) -> list[str]:
+    """The product in words, how to read the columns, and what was assumed."""
+    own = sum(line.total for line in bill.lines if line.part == DENOISER) / bill.batch
+    one = short(bill.per_pass / bill.batch, "MACs")
+    steps, passes = counted(bill.steps, "step"), counted(bill.passes, "pass")
+    image, flops = short(bill.per_image, "MACs"), short(2 * bill.per_image, "FLOPs")
+    return [
+        f"Denoiser: {steps} x {passes} x {one} = {short(own, 'MACs')} per image.",
+        f"With everything: {image} per image, which is {flops} (a MAC is two FLOPs).",
+        "Tensors: all that pass between layers, each counted once. Training keeps about all of",
+        "them, sampling a few at a time. Attention maps aren't counted: fused kernels write none.",
+        *(f"Assumed: {note}." for note in bill.notes),
+    ]
+
+
+# Savings --------------------------------------------------------------------------------------
+
+
+def savings_text(savings: Savings) -> str:
+    """What every conversion would change, and what is left out and why."""
+    lines = ["What conversions would change (their default settings; arithmetic only: quality needs"]
+    lines += ["healing and the bench, time needs a clock):", ""]
+    for saving in savings:
+        lines += _saving_lines(saving, max(len(each.spec) for each in savings))
+    if not savings:
+        lines.append("none of them fits this model.")
+    if savings.refused:
+        lines += ["", "Not for this model:"]
+        lines += [f"  {reason}" for reason in savings.refused.values()]
+    return "\n".join(lines)
+
+
+def _saving_lines(saving: Saving, width: int) -> list[str]:
+    unit = Unit(max(saving.before, saving.after))
+    more = saving.ratio < 1
+    times = f"{1 / saving.ratio if more else saving.ratio:.2f} times {'more' if more else 'fewer'}"
+    image = f"{saving.image_ratio:.2f}"
+    first = f"{saving.spec:{width}}  {unit(saving.before)} -> {unit(saving.after)} {unit.prefix}MACs per pass: {times}"
+    moves = [f"{m.kind} {unit(m.before)} -> {unit(m.after)}" for m in saving.moves]
+    return [first, *(f"{'':{width}}    {move}" for move in moves), image]
+
+
+# Words ----------------------------------------------------------------------------------------
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things, e.g. "2 passes"."""
+    plural = "es" if what.endswith("s") else "s"
+    return f"{count} {what}{plural if count != 1 else ''}"

@@ -1,0 +1,39 @@
+"""A method's own quick checks, run before any speed-up of it is printed.
+
+They stand beside the method, in a file named `<its file>_checks.py`: functions `check_*` without
+arguments that raise when something is wrong, each done in a second.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Iterable
+
+from pared.method import Method
+
+
+def failures(method: Method) -> list[str]:
+    """Runs a method's quick checks.
+
+    Returns:
+        A sentence for each check that fails; empty if all pass, or if the method has none.
+    """
+    name = f"{type(method).__module__}_checks"
+    if importlib.util.find_spec(name) is None:
+        return []
+    module = importlib.import_module(name)
+    checks = [value for key, value in vars(module).items() if key.startswith("check_")]
+    found = []
+    for check in checks:
+        try:
+            check()
+        # Whatever goes wrong in a check is its result.
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            found.append(f"{method.info.slug}: {check.__name__} fails ({reason.rstrip('.')}).")
+    return found
+
+
+def failures_of(methods: Iterable[Method]) -> list[str]:
+    """The failures of several methods, each class checked once."""
+    classes = {type(method): method for method in methods}
+    return [failure for method in classes.values() for failure in failures(method)]

@@ -1,0 +1,234 @@
+"""What a bill is made out for: presets, pipelines, models and folders, rebuilt on the meta device.
+
+Only configurations are read. Nothing that was given is touched, and no weight is loaded.
+"""
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pared import anatomy, info, method
+from pared.anatomy import presets
+from pared.checkpoint import SIDECAR
+from pared.errors import InputError
+from pared.worlds import house
+
+# Pixels per latent pixel of the autoencoders that a bare denoiser is usually found with.
+USUAL_VAE_SCALE = 8
+
+Build = Callable[[torch.dtype | None], nn.Module]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The parts of a pipeline and how it usually runs.
+
+    Attributes:
+        name: what the bill is headed with.
+        denoiser: builds the model that runs at every step, in the type given or its own.
+        vae: builds the autoencoder, where there is one.
+        encoders: build the text encoders, by name.
+        steps: of the denoiser per image.
+        passes: of the denoiser per step; 2 with classifier-free guidance.
+        height: of the picture in pixels; None leaves it to the denoiser's own sample size.
+        width: likewise.
+        text_tokens: of the prompt as the denoiser sees it; None leaves it to the family.
+        prompt: tokens that a text encoder without a limit of its own reads.
+        notes: what was assumed.
+    """
+
+    name: str
+    denoiser: Build
+    vae: Build | None = None
+    encoders: dict[str, Build] = field(default_factory=dict)
+    steps: int = 1
+    passes: int = 1
+    height: int | None = None
+    width: int | None = None
+    text_tokens: int | None = None
+    prompt: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read(target: Any) -> Target:
+    """Find out what a bill is asked for.
+
+    Args:
+        target: name of a preset or a house model, folder of a pipeline or of a model, a diffusers
+            pipeline, or a denoiser.
+
+    Raises:
+        InputError: it is none of these, or can't be rebuilt from its configuration.
+    """
+    if isinstance(target, str) and target in presets.names():
+        return _of_preset(target)
+    if isinstance(target, str | Path):
+        return _of_folder(target)
+    if hasattr(target, "components"):
+        return _of_pipeline(
+            type(target).__name__,
+            type(target),
+            {name: _live(part) for name, part in target.components.items() if _is_model(part)},
+        )
+    anatomy.of(target)  # refuses what can't be read
+    return _of_denoiser(type(anatomy.unwrap(target)).__name__, _live(target))
+
+
+# Presets --------------------------------------------------------------------------------------
+
+
+def _of_preset(name: str) -> Target:
+    preset = presets.get(name)
+    builds = {part: partial(_build_preset, name, part) for part in preset.components}
+    return Target(
+        name=name,
+        denoiser=builds.pop("denoiser"),
+        vae=builds.pop("vae"),
+        encoders=builds,
+        steps=preset.steps,
+        passes=preset.passes,
+        height=preset.height,
+        width=preset.width,
+        text_tokens=preset.text_tokens or None,
+        prompt=max((part.tokens for part in preset.text_encoders), default=None),
+    )
+
+
+def _build_preset(name: str, part: str, dtype: torch.dtype | None) -> nn.Module:
+    return presets.build(name, dtype=dtype, component=part)
+
+
+# Pipelines and models -------------------------------------------------------------------------
+
+
+def _of_pipeline(name: str, pipeline: type, builds: dict[str, Build]) -> Target:
+    denoiser = next((builds[n] for n in ("transformer", "unet") if n in builds), None)
+    if denoiser is None:
+        raise InputError(f"{name} has neither a transformer nor a unet; give the denoiser itself.")
+    defaults = {k: p.default for k, p in inspect.signature(pipeline.__call__).parameters.items()}
+    return Target(
+        name=name,
+        denoiser=denoiser,
+        vae=builds.get("vae"),
+        encoders={n: b for n, b in builds.items() if n.startswith("text_encoder")},
+        steps=defaults.get("num_inference_steps", 1),
+        passes=_passes(defaults),
+        prompt=defaults.get("max_sequence_length"),
+    )
+
+
+def _passes(defaults: dict[str, Any]) -> int:
+    """Passes per step, from the default arguments of a pipeline."""
+    # Where both exist, the first is classifier-free and the second an input of the denoiser.
+    scale = defaults.get("true_cfg_scale", defaults.get("guidance_scale", 1.0))
+    return 2 if isinstance(scale, int | float) and scale > 1 else 1
+
+
+def _of_denoiser(name: str, build: Build) -> Target:
+    note = "a denoiser alone: one pass, without autoencoder and text encoders"
+    return Target(name=name, denoiser=build, notes=(note,))
+
+
+def _is_model(part: Any) -> bool:
+    return isinstance(part, nn.Module) and hasattr(part, "config")
+
+
+def _live(model: nn.Module) -> Build:
+    """Builds a twin of a model, with the conversions that it carries."""
+    model = anatomy.unwrap(model)
+    cls, config = type(model), getattr(model, "config", None)
+    if hasattr(config, "to_dict"):
+        # A copy, since transformers writes into the configuration it builds from.
+        config = type(config).from_dict(config.to_dict())
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return partial(_rebuild, cls, config, tuple(method.stack_of(model)), own)
+
+
+def _rebuild(
+    cls: type,
+    config: Any,
+    stack: tuple[method.Conversion, ...],
+    own: torch.dtype,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    """A model on the meta device, from its class and configuration."""
+    with torch.device("meta"):
+        if hasattr(cls, "from_config"):
+            model = cls.from_config(config)
+        elif hasattr(cls, "config_class"):
+            model = cls(config)
+        else:
+            raise InputError(f"a {cls.__name__} can't be rebuilt from its configuration.")
+    model = model.to(dtype or own).eval()
+    return method.convert(model, *stack) if stack else model
+
+
+# Folders --------------------------------------------------------------------------------------
+
+
+def _of_folder(name: str | Path) -> Target:
+    folder = Path(house.folder_of(str(name)))
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no folder and no preset {str(name)!r}; give a saved pipeline or model, or "
+            f"one of the presets {', '.join(presets.names())}."
+        )
+    if (folder / "model_index.json").exists():
+        index = _json(folder / "model_index.json")
+        cls = _class("diffusers", index.get("_class_name"), folder)
+        return _of_pipeline(str(name), cls, dict(_stored_parts(folder, index)))
+    if (folder / "config.json").exists():
+        return _of_denoiser(str(name), _stored(folder, "diffusers", None, _steps(folder)))
+    raise InputError(
+        f"{folder} is not a model: it has neither a model_index.json nor a config.json."
+    )
+
+
+def _stored_parts(folder: Path, index: dict[str, Any]) -> Iterator[tuple[str, Build]]:
+    for name, what in index.items():
+        wanted = name in ("transformer", "unet", "vae") or name.startswith("text_encoder")
+        if wanted and isinstance(what, list) and all(what):
+            steps = [step for step in _steps(folder) if step["target"] == name]
+            yield name, _stored(folder / name, *what, steps)
+
+
+def _stored(folder: Path, library: str, name: str | None, steps: list[dict[str, Any]]) -> Build:
+    """Builds a stored model, without its weights."""
+    config = _json(folder / "config.json")
+    cls = _class(library, name or config.get("_class_name"), folder)
+    if library == "transformers":
+        config = cls.config_class.from_dict(config)
+    stack = tuple(info.get(s["method"]).load()(**s["settings"]) for s in steps)
+    return partial(_rebuild, cls, config, stack, torch.float32)
+
+
+def _steps(folder: Path) -> list[dict[str, Any]]:
+    """The conversions that a folder's sidecar lists."""
+    return _json(folder / SIDECAR)["stack"] if (folder / SIDECAR).exists() else []
+
+
+def _class(library: str, name: str | None, folder: Path) -> type:
+    # A folder names its libraries; no other code than these two is run for it.
+    cls = None
+    if library in ("diffusers", "transformers") and name:
+        cls = getattr(importlib.import_module(library), name, None)
+    if cls is None:
+        raise InputError(
+            f"{folder} holds a {library}.{name}; pared bills classes of diffusers and transformers."
+        )
+    return cls
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read ({error}); the folder is not complete.") from None

@@ -1,0 +1,102 @@
+"""What a row of figures means, in a sentence. Written so that nobody is flattered."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pared.bench.figures import Figure, times
+from pared.bench.timing import Timing
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the verdict on one arm rests on.
+
+    Attributes:
+        kind: of the arm, see `pared.bench.arms.Arm`.
+        timing: of its whole calls; None if it was not timed.
+        sound: reasons to distrust all timings, empty if none.
+        failures: of its methods' own checks.
+        identical: whether its pictures equal the base's bit for bit; None if there are none.
+        psnr: to the base's pictures, if known.
+        rival: name of the base with fewer steps at equal time, its PSNR, and which of the two is
+            closer to the base (1 for the arm, -1 for the rival, 0 undecided), if there is one.
+        paints: whether pictures were to be had at all.
+    """
+
+    kind: str
+    timing: Timing | None
+    sound: Sequence[str] = ()
+    failures: Sequence[str] = ()
+    identical: bool | None = None
+    psnr: Figure | None = None
+    rival: tuple[str, Figure, int | None] | None = None
+    paints: bool = True
+
+
+def verdict(finding: Finding) -> str:
+    """The verdict on one arm, in one to three sentences."""
+    if finding.failures:
+        return f"No speed-up is stated: {' '.join(finding.failures)}"
+    if finding.timing is None:
+        return "Not timed."
+    said = [_speed(finding), _pictures(finding), _against_rival(finding)]
+    return " ".join(sentence for sentence in said if sentence)
+
+
+def _speed(finding: Finding) -> str:
+    if finding.sound:
+        return f"No verdict on time: {' '.join(finding.sound)}"
+    timing = finding.timing
+    between = f"{times(timing.ratio_low)} to {times(timing.ratio_high)}"
+    if timing.ratio_low > 1:
+        return f"Faster than the base: {times(timing.ratio)} ({between})."
+    if timing.ratio_high < 1:
+        return f"Slower than the base: {times(timing.ratio)} ({between})."
+    return f"As fast as the base, within the spread: {times(timing.ratio)} ({between})."
+
+
+def _pictures(finding: Finding) -> str:
+    if not finding.paints:
+        return "Speed alone: no pictures were made."
+    if finding.identical:
+        return "No effect on the pictures: they are bit-identical to the base's."
+    if finding.kind == "converted":
+        return "Not healed: its speed means something, its pictures don't yet."
+    if finding.psnr is not None:
+        return f"PSNR to the base's pictures {finding.psnr.value:.1f} dB."
+    return ""
+
+
+def _against_rival(finding: Finding) -> str:
+    if finding.rival is None or finding.identical:
+        return ""
+    name, psnr, nearer = finding.rival
+    if finding.psnr is None:
+        return ""
+    beside = f"{finding.psnr.value:.1f} against {psnr.value:.1f} dB"
+    if nearer == 1:
+        return f'It beats "{name}", which takes as long ({beside}).'
+    if nearer == -1:
+        return f'Fewer steps do better: "{name}" takes as long and stays closer ({beside}).'
+    return f'"{name}" takes as long and is about as close ({beside}).'
+
+
+def headline(rows: Sequence[tuple[str, str, Figure | None, str]], sound: Sequence[str]) -> str:
+    """The whole report in one sentence.
+
+    Args:
+        rows: name, kind, speed and verdict of every arm but the base.
+        sound: reasons to distrust all timings.
+    """
+    if sound:
+        return f"No verdict on time. {sound[0]}"
+    timed = [row for row in rows if row[1] != "fewer steps" and row[2] is not None]
+    if not timed:
+        return "No arm was timed."
+    faster = [row for row in timed if (row[2].low or row[2].value) > 1]
+    if not faster:
+        name, _, speed, _ = max(timed, key=lambda row: row[2].value)
+        return f"Nothing is faster than the base; nearest is {name} at {times(speed.value)}."
+    name, _, speed, said = max(faster, key=lambda row: row[2].value)
+    rest = said.partition(").")[2].strip()
+    return f"{name} is {times(speed.value)} as fast as the base. {rest}".strip()

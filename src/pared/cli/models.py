@@ -1,0 +1,165 @@
+"""The MODEL argument: a house model, a preset, a folder or a hub id. Found first, loaded later."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+from click.shell_completion import CompletionItem
+
+from pared.anatomy import presets
+from pared.errors import InputError
+from pared.worlds import house
+
+if TYPE_CHECKING:
+    import torch
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from.
+
+    Attributes:
+        name: as the user wrote it.
+        kind: "preset" (a configuration with random weights), "folder" or "hub".
+        place: the preset's name, the folder, or the hub id.
+    """
+
+    name: str
+    kind: Literal["preset", "folder", "hub"]
+    place: str
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether it's a whole pipeline and not a bare denoiser (of a hub id: taken for granted)."""
+        if self.kind == "folder":
+            return (Path(self.place) / "model_index.json").exists()
+        return self.kind == "hub"
+
+    def load(self, dtype: torch.dtype | None = None, device: Any = "cpu") -> Any:
+        """The model or pipeline, in eval mode.
+
+        Raises:
+            InputError: it's damaged, or the hub can't be reached or has no such model.
+        """
+        if self.kind == "preset":
+            return presets.build(self.place, device, dtype)
+        from pared.checkpoint import load
+
+        folder = self.place if self.kind == "folder" else _fetched(self.place)
+        return load(folder, dtype, device)
+
+    def without_weights(self) -> str:
+        """What tells the model's shape without loading or downloading it: a preset or a folder.
+
+        Raises:
+            InputError: a hub id that is neither a preset's nor in the cache.
+        """
+        if self.kind != "hub":
+            return self.name
+        for name in presets.names():
+            if presets.get(name).hub == self.place:
+                return name
+        from huggingface_hub import try_to_load_from_cache
+
+        index = try_to_load_from_cache(self.place, "model_index.json")
+        if isinstance(index, str):
+            return str(Path(index).parent)
+        raise InputError(
+            f"{self.place} isn't in this machine's cache, and nothing is downloaded for a bill; "
+            f"give one of the presets {', '.join(presets.names())}."
+        )
+
+    def require_pipeline(self, purpose: str) -> None:
+        """Refuse a bare denoiser.
+
+        Args:
+            purpose: why a pipeline is needed, as the end of a sentence.
+        """
+        if not self.is_pipeline:
+            what = "a configuration with random weights" if self.kind == "preset" else "a bare denoiser"
+            raise InputError(f"{self.name} is {what}; {purpose} needs a whole pipeline, such as house:pixart.")
+
+
+class ModelName(click.ParamType):
+    """A MODEL, completed from house models, presets and folders."""
+
+    name = "model"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        # In the order of kinds; the shell adds the folders itself.
+        names = [name for name in _named() if name.startswith(incomplete)]
+        return [*map(CompletionItem, names), CompletionItem(incomplete, type="dir")]
+
+
+def locate(name: str) -> Source:
+    """Find a model without loading anything. Needs no torch.
+
+    Raises:
+        InputError: there is no such model; the message names the nearest.
+    """
+    if name.startswith("house:"):
+        return Source(name, "folder", house.folder_of(name))
+    if name in presets.names():
+        return Source(name, "preset", name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any((path / index).exists() for index in ("model_index.json", "config.json")):
+            raise InputError(f"{name} is no model: it has neither a model_index.json nor a config.json.")
+        return Source(name, "folder", str(path))
+    if path.exists():
+        raise InputError(f"{name} is a file; give the folder of a model.")
+    # `runs/student` with a folder `runs` here is a slip in a path, not something to ask the hub for.
+    if HUB_ID.fullmatch(name) and not path.parent.is_dir():
+        return Source(name, "hub", name)
+    raise InputError(_unknown(name, path))
+
+
+def _named() -> list[str]:
+    """Models with a name of their own."""
+    return [f"house:{model}" for model in house.names()] + list(presets.names())
+
+
+def _unknown(name: str, path: Path) -> str:
+    parent = path.parent
+    beside = [str(parent / p.name) for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(name.lower(), [*_named(), *beside], n=2, cutoff=0.5)
+    if near:
+        return f"there is no model {name!r}; did you mean {' or '.join(near)}?"
+    return (
+        f"there is no model {name!r}; give a folder, a hub id (owner/name), or one of "
+        f"{', '.join(_named())}."
+    )
+
+
+def _fetched(hub_id: str) -> str:
+    """The local folder of a pipeline on the hub, downloaded where it isn't cached."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    from pared.checkpoint import SIDECAR
+
+    try:
+        folder = DiffusionPipeline.download(hub_id, use_safetensors=True)
+    except (OSError, ValueError, HfHubHTTPError):
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub has no such pipeline or can't be reached"
+        raise InputError(
+            f"{hub_id} isn't in this machine's cache and {why}; check the name, or give a folder."
+        ) from None
+    try:
+        # Of a converted model the weights fit only together with its sidecar.
+        hf_hub_download(hub_id, SIDECAR)
+    except (EntryNotFoundError, HfHubHTTPError):
+        pass
+    return folder
