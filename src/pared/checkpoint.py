@@ -90,7 +90,7 @@ def load(
 
 
 def fingerprint(model: nn.Module) -> list[float] | None:
-    """A few numbers of the model's output on fixed inputs, or None where that would be costly or can't run."""
+    """A few numbers of the model's output on fixed inputs, or None where that would be costly."""
     parameters = list(model.parameters())
     if parameters[0].device.type == "meta" or sum(p.numel() for p in parameters) > 100_000_000:
         return None
@@ -107,7 +107,7 @@ def fingerprint(model: nn.Module) -> list[float] | None:
 
 
 # Writing
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def replaced_by(folder: Path, write: Callable[[Path], None]) -> None:
@@ -186,7 +186,7 @@ def _digest(path: Path) -> str:
 
 
 # Reading
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _read_json(path: Path) -> Any:
@@ -207,15 +207,16 @@ def _check_files(folder: Path, digests: dict[str, str]) -> None:
     ]
     if pickles and not list(folder.rglob("*.safetensors")):
         raise InputError(
-            f"{pickles[0]} is a pickle, which can run code when it is opened; convert the weights to safetensors "
-            "with the tool that made them."
+            f"{pickles[0]} is a pickle, which can run code when it is opened; convert the weights "
+            "to safetensors with the tool that made them."
         )
     for name, digest in digests.items():
         if not (path := folder / name).exists():
             raise InputError(f"{path} is missing; the model was not copied completely.")
         if _digest(path) != digest:
             raise InputError(
-                f"{path} is not the file that was saved (its checksum differs); copy the model again."
+                f"{path} is not the file that was saved (its checksum differs); copy the model "
+                "again."
             )
 
 
@@ -280,16 +281,16 @@ def _fill(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: tor
                 f"{path} is damaged ({_first_line(error)}); copy the model again."
             ) from None
     if left:
-        raise InputError(
-            f"{folder} lacks the weight {min(left)!r}{f' and {len(left) - 1} more' * (len(left) > 1)}."
-        )
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise InputError(f"{folder} lacks the weight {min(left)!r}{more}.")
     _rebuild_buffers(model, device)
 
 
 def _fitting(tensor: torch.Tensor, wanted: torch.Tensor, path: Path, key: str) -> torch.Tensor:
     if tensor.shape != wanted.shape:
         raise InputError(
-            f"{path}: {key!r} has shape {tuple(tensor.shape)}, the model needs {tuple(wanted.shape)}."
+            f"{path}: {key!r} has shape {tuple(tensor.shape)}, the model needs "
+            f"{tuple(wanted.shape)}."
         )
     return tensor
 
@@ -297,8 +298,8 @@ def _fitting(tensor: torch.Tensor, wanted: torch.Tensor, path: Path, key: str) -
 def _set(model: nn.Module, key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> None:
     parent, _, name = key.rpartition(".")
     module = model.get_submodule(parent)
-    # A copy: what safetensors gives lies in the file, at an address for which the processor's kernels may round
-    # differently, and would change if the file were overwritten.
+    # A copy: what safetensors gives lies in the file itself, and at an address for which the
+    # processor's kernels may round differently than for memory of torch's own.
     tensor = tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
     if name in module._parameters:
         module._parameters[name] = nn.Parameter(tensor)
@@ -311,7 +312,7 @@ def _persistent_buffers(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def _rebuild_buffers(model: nn.Module, device: torch.device) -> None:
-    """Compute the buffers that aren't saved (position tables): take them from a real twin of their owner."""
+    """Compute the buffers that aren't saved (position tables): a real twin has them."""
     lost = [name for name, buffer in model.named_buffers() if buffer.device.type == "meta"]
     if not lost:
         return

@@ -44,7 +44,8 @@ def heal(
     student, teacher = denoiser(student), denoiser(teacher)
     if not (stack := stack_of(student)):
         raise InputError(
-            "the student carries no conversion; convert it first, e.g. pared.convert(model, EDiT())."
+            "the student carries no conversion; convert it first, "
+            "e.g. pared.convert(model, EDiT())."
         )
     objective = stack[0].healing()
     if task is not None:

@@ -40,8 +40,8 @@ class Headline:
         key: short name, unique within the method; results are stored under it.
         text: the claim in words, with its conditions.
         paper: the paper's value.
-        direction: what must hold here for the claim to hold: our value at least ("higher") or at most ("lower")
-            `bound`.
+        direction: what must hold here for the claim to hold: our value at least ("higher") or at
+            most ("lower") `bound`.
         bound: the value that decides at our scale; a claim's sense, not always the paper's own
             number.
     """

@@ -1,4 +1,4 @@
-"""What a method is: its settings, the sites it claims, how it is written in a spec, and how methods combine."""
+"""What a method is: its settings, the sites it claims, its spec, and how methods combine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pared.anatomy import Family
 
 __all__ = [
-    "Claim", "Conversion", "Handle", "Method", "RuntimeMethod", "apply", "convert", "denoiser", "parse", "stack_of",
+    "Claim", "Conversion", "Handle", "Method", "RuntimeMethod",
+    "apply", "convert", "denoiser", "parse", "stack_of",
 ]  # fmt: skip
 
 
@@ -89,7 +90,10 @@ class Conversion(Method):
 
     @abstractmethod
     def convert(self, model: nn.Module) -> None:
-        """Change `model` in place, weights carried over. Called once, after the claims were found free of clashes."""
+        """Change `model` in place, weights carried over.
+
+        Called once, after the claims were found free of clashes.
+        """
 
     def healing(self) -> Any:
         """How the paper trains the changed model: an objective that still needs its teacher."""
@@ -101,7 +105,7 @@ class RuntimeMethod(Method):
 
     @abstractmethod
     def attach(self, pipeline: Any) -> Handle:
-        """Attach to a pipeline or a bare denoiser; the handle's `remove` restores bit-identical outputs."""
+        """Attach to a pipeline or denoiser; the handle's `remove` undoes it, bit for bit."""
 
 
 @dataclass
@@ -124,7 +128,7 @@ class Handle:
 
 
 # Combining
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def convert(target: Any, *methods: Conversion) -> Any:
@@ -141,7 +145,7 @@ def convert(target: Any, *methods: Conversion) -> Any:
 
     Raises:
         InputError: a method doesn't fit the model, or two methods want the same site; nothing is
-        changed then.
+            changed then.
     """
     model = anatomy.unwrap(denoiser(target))
     family = anatomy.of(model)
@@ -166,8 +170,7 @@ def apply(pipeline: Any, *methods: RuntimeMethod) -> Handle:
 
     Raises:
         InputError: a method matches nothing, or two methods (those the model was converted with
-        included) want
-            the same site; nothing is attached then.
+            included) want the same site; nothing is attached then.
     """
     model = anatomy.unwrap(denoiser(pipeline))
     for method in methods:
@@ -186,7 +189,7 @@ def apply(pipeline: Any, *methods: RuntimeMethod) -> Handle:
 
 
 def check_claims(family: Family, methods: Sequence[Method], already: int = 0) -> None:
-    """Refuse the first clash between methods in order; the first `already` of them are in force and not asked anew."""
+    """Refuse the first clash between methods in order; the first `already` are in force already."""
     held: list[tuple[Claim, Method]] = []
     for number, method in enumerate(methods):
         claims = method.claims(family)
@@ -199,8 +202,9 @@ def check_claims(family: Family, methods: Sequence[Method], already: int = 0) ->
             for earlier, owner in held:
                 if claim.clashes(earlier):
                     raise InputError(
-                        f"{method.info.slug} {claim.how} {claim.site}, which {owner.info.slug} already "
-                        f"{earlier.how}; use one of them there, or give them different layers."
+                        f"{method.info.slug} {claim.how} {claim.site}, which {owner.info.slug} "
+                        f"already {earlier.how}; use one of them there, or give them different "
+                        "layers."
                     )
         held += [(claim, method) for claim in claims]
 
@@ -217,13 +221,14 @@ def denoiser(target: Any) -> nn.Module:
             return model
     if hasattr(target, "components"):
         raise InputError(
-            f"{type(target).__name__} has neither a transformer nor a unet; give the denoiser itself."
+            f"{type(target).__name__} has neither a transformer nor a unet; give the denoiser "
+            "itself."
         )
     return target
 
 
 # Specs
-# ----------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def parse(spec: str) -> Method:
@@ -242,7 +247,8 @@ def parse(spec: str) -> Method:
         key, equals, value = part.partition("=")
         if not equals:
             raise InputError(
-                f"{spec!r}: {part!r} has no value; write settings as name=value, separated by commas."
+                f"{spec!r}: {part!r} has no value; write settings as name=value, separated by "
+                "commas."
             )
         settings[key.strip()] = _value(value.strip())
     return cls(**settings)

@@ -5,7 +5,7 @@ name = "house-pixart"
 class = "diffusers.PixArtTransformer2DModel"      # built from `config`, or `from = "folder"`
 config = { ... }
 [data]
-source = "emoji"                                  # or a folder, a `datasets` name, WebDataset shards
+source = "emoji"
 [objective]
 name = "denoising"
 [[stages]]                                        # one or more; each starts from the one before
@@ -61,6 +61,7 @@ class Stage(_Table):
 
     size: int = Field(ge=8)
     training: TrainingSettings
+    objective: dict[str, Any] = Field(default={}, description="changes to the objective's settings")
 
 
 class Recipe(_Table):
@@ -129,8 +130,8 @@ def run(recipe: Recipe, folder: str | Path):
 
     folder = Path(folder)
     model = build(recipe.model)
-    objective = _objective(recipe.objective)
     for number, stage in enumerate(recipe.stages, start=1):
+        objective = _objective(recipe.objective, stage.objective)
         data, companion = _data(recipe.data, stage.size)
         result = train(model, objective, data, stage.training, folder / f"stage-{number}")
         if not result.finished:
@@ -144,7 +145,7 @@ def run(recipe: Recipe, folder: str | Path):
 
 
 def set_scaling_factor(vae, images, count: int = 512) -> None:
-    """Write 1 / std of the latents into the autoencoder's configuration (Rombach et al. 2022, section 4.3.2)."""
+    """Write 1 / std of the latents into the configuration (Rombach et al. 2022, section 4.3.2)."""
     import torch
 
     with torch.no_grad():
@@ -153,7 +154,7 @@ def set_scaling_factor(vae, images, count: int = 512) -> None:
     vae.register_to_config(scaling_factor=round(1 / float(std), 5))
 
 
-def _objective(table: ObjectiveTable):
+def _objective(table: ObjectiveTable, changes: dict[str, Any]):
     from pared.objectives import autoencoding, contrastive, denoising
 
     classes = {
@@ -161,11 +162,11 @@ def _objective(table: ObjectiveTable):
         "autoencoding": autoencoding.Autoencoding,
         "denoising": denoising.Denoising,
     }
-    return classes[table.name](**table.settings)
+    return classes[table.name](**(table.settings | changes))
 
 
 def _data(table: DataTable, size: int):
-    """The training data at one image size, and what must be saved beside the model (a tokenizer) or None."""
+    """The data at one image size, and the tokenizer to save beside the model, if there is one."""
     from pared.worlds import datasets, emoji
     from pared.worlds.house import folder_of
 

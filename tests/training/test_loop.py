@@ -135,7 +135,8 @@ def test_a_finished_run_goes_on_when_given_more_steps(tmp_path, uninterrupted):
 def test_only_matching_parameters_train(tmp_path):
     model, before = net(), net().state_dict()
     train(model, Fit(), Points(), settings(steps=5, trainable=("3.*",)), tmp_path)
-    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    after = model.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert moved == {"3.weight", "3.bias"}
 
 
@@ -147,7 +148,11 @@ def test_nothing_to_train_is_refused(tmp_path):
 def test_average_is_what_the_model_ends_with(tmp_path):
     model = net()
     seen: list[torch.Tensor] = []
-    train(model, Fit(), Points(), settings(steps=6), tmp_path, on_step=lambda *_: seen.append(model[0].weight.detach().clone()))
+
+    def note(*_: object) -> None:
+        seen.append(model[0].weight.detach().clone())
+
+    train(model, Fit(), Points(), settings(steps=6), tmp_path, on_step=note)
     average = net()[0].weight.detach()
     for step, weight in enumerate(seen, start=1):
         decay = min(0.9, (1 + step) / (10 + step))
@@ -168,9 +173,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path):
         torch.manual_seed(0)
         model = presets.build("toy:pixart", device="cpu")
         objective = _SquaredOutput()
-        run_settings = settings(
-            steps=2, warmup=0, ema=None, gradient_checkpointing=checkpointing
-        )
+        run_settings = settings(steps=2, warmup=0, ema=None, gradient_checkpointing=checkpointing)
         train(model, objective, Points(), run_settings, tmp_path / str(checkpointing))
         weights.append(model.state_dict())
     assert_equal_bits(*weights)

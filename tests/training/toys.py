@@ -1,4 +1,7 @@
-"""A small real problem for the loop: fit a two-layer net to noisy samples. Also a script, for tests that kill it."""
+"""A small real problem for the loop: fit a two-layer net to noisy samples.
+
+Also a script, for tests that kill it.
+"""
 
 import sys
 from pathlib import Path
@@ -64,7 +67,8 @@ if __name__ == "__main__":
 
     noise = 0.0 if "exact" in sys.argv else 0.1
     if "exact" in sys.argv:
-        model[2].p = 0.0  # ranks draw different noise and dropout; without them DDP must equal one process
+        # Ranks draw different noise and dropout; without them DDP must equal one process.
+        model[2].p = 0.0
     run = train(model, Fit(), Points(noise), settings(), folder, on_step=die)
     if run.finished:
         from safetensors.torch import save_file

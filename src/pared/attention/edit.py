@@ -1,4 +1,6 @@
-"""EDiT: Efficient Diffusion Transformers with Linear Compressed Attention (arXiv 2503.16726, ICCV 2025).
+"""EDiT: Efficient Diffusion Transformers with Linear Compressed Attention.
+
+arXiv 2503.16726, ICCV 2025.
 
 Every image self-attention becomes ReLU linear attention. Queries first pass a small residual
 convolutional net (ConvFusion); keys and values are pooled four times by a strided depthwise
@@ -61,28 +63,32 @@ INFO = Info(
         ),
         Headline(
             key="distance-sana-over-edit",
-            text="distance to the teacher, SANA-style linear attention over EDiT (paper: FID 8.43 / 7.06 at 512)",
+            text="distance to the teacher, SANA-style linear attention over EDiT "
+            "(paper: FID 8.43 / 7.06 at 512)",
             paper=1.19,
             direction="higher",
             bound=1.0,
         ),
         Headline(
             key="distance-linfusion-over-edit",
-            text="distance to the teacher, LinFusion's map over EDiT (paper: FID 15.87 / 7.06 at 512)",
+            text="distance to the teacher, LinFusion's map over EDiT "
+            "(paper: FID 15.87 / 7.06 at 512)",
             paper=2.25,
             direction="higher",
             bound=1.0,
         ),
         Headline(
             key="distance-kv-over-edit",
-            text="distance to the teacher, KV compression over EDiT (paper: FID 10.69 / 7.06 at 512)",
+            text="distance to the teacher, KV compression over EDiT "
+            "(paper: FID 10.69 / 7.06 at 512)",
             paper=1.51,
             direction="higher",
             bound=1.0,
         ),
         Headline(
             key="distance-nocf-over-edit",
-            text="distance to the teacher without ConvFusion over with it (paper: FID 14.53 / 7.06 at 512)",
+            text="distance to the teacher without ConvFusion over with it "
+            "(paper: FID 14.53 / 7.06 at 512)",
             paper=2.06,
             direction="higher",
             bound=1.0,
@@ -136,7 +142,7 @@ class EDiT(TokenMixer):
 
 
 class ConvFusion(nn.Module):
-    """U = X + C2(LeakyReLU(GN(C1(X)))): local detail for queries, compressed to width / r channels in between."""
+    """U = X + C2(LeakyReLU(GN(C1(X)))): local detail for queries, through width / r channels."""
 
     def __init__(self, settings: EDiT, width: int) -> None:
         super().__init__()

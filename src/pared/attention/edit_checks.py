@@ -1,4 +1,7 @@
-"""What must hold of EDiT without any trained weights: the checks of its paper's mathematics, run by `pared check edit`."""
+"""What must hold of EDiT without trained weights: its paper's mathematics.
+
+Run by `pared check edit`.
+"""
 
 import copy
 
@@ -14,7 +17,7 @@ from pared.nn.linear_attention import linear_attention, linear_attention_referen
 
 
 def _layer(settings: EDiT, height: int, width: int, dtype: torch.dtype = torch.float64):
-    """One converted attention of a toy PixArt and tokens for it; projections random, everything else as initialised."""
+    """One converted attention of a toy PixArt, as initialised, and random tokens for it."""
     torch.manual_seed(0)
     model = presets.build("toy:pixart", device="cpu").to(dtype)
     convert(model, settings)
@@ -31,7 +34,7 @@ def check_initial_query() -> None:
 
 
 def check_plain_linear_attention() -> None:
-    """With every switch off the layer is ReLU linear attention, equal to its N x N form within 1e-10."""
+    """With every switch off the layer is ReLU linear attention: its N x N form within 1e-10."""
     attn, x = _layer(EDiT(query="none", key="none", value="none"), 6, 5)
     q, k, v = (split_heads(f(x), attn.heads) for f in (attn.to_q, attn.to_k, attn.to_v))
     wanted = attn.to_out[0](merge_heads(linear_attention_reference(q.relu(), k.relu(), v)))
@@ -46,7 +49,7 @@ def _float64_linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def check_weights_are_a_mean() -> None:
-    """The weights are non-negative and sum to one: outputs lie between the smallest and largest value."""
+    """The weights are non-negative and sum to one: outputs stay within the range of the values."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, n, 8).relu() if n else None for n in (20, 12, 0))
     v = torch.randn(2, 3, 12, 8)
@@ -60,7 +63,10 @@ def check_weights_are_a_mean() -> None:
 
 
 def check_parameters() -> None:
-    """Extra parameters per block: (9d m + m) + 2m + (m d + d) + 2 (9d + d); 3,342,816 at d = 1152, r = 4."""
+    """Extra parameters per block: 3,342,816 at d = 1152, r = 4.
+
+    With m = d / r: (9d m + m) + 2m + (m d + d) + 2 (9d + d).
+    """
     for r, wanted in ((4, 3_342_816), (8, 1_683_504)):
         with torch.device("meta"):
             processor = LinearCompressedAttention(EDiT(r=r), 1152, anatomy.Grid(2))
@@ -69,7 +75,7 @@ def check_parameters() -> None:
 
 
 def check_support() -> None:
-    """A query sees its 3x3 neighbourhood; a compressed key sees its 3x3 window of stride 2; odd grids round up."""
+    """A query sees its 3x3 neighbourhood, a compressed key its 3x3 window of stride 2."""
     attn, x = _layer(EDiT(), 7, 5)
     processor = attn.processor
     nn.init.normal_(processor.query_fusion.restore.weight)

@@ -1,4 +1,6 @@
-"""Key-value token compression of PixArt-Sigma (arXiv 2403.04692, ECCV 2024), as EDiT compares against it.
+"""Key-value token compression of PixArt-Sigma, as EDiT compares against it.
+
+arXiv 2403.04692, ECCV 2024.
 
 Softmax attention stays; its keys and values are pooled k times per side by a depthwise convolution
 that starts as an average, with a LayerNorm behind. Cheaper by k^2, still quadratic.
@@ -20,7 +22,8 @@ from pared.nn.layout import merge_heads, split_heads, to_map, to_tokens
 
 INFO = Info(
     slug="kv-compression",
-    title="PixArt-Sigma: Weak-to-Strong Training of Diffusion Transformer for 4K Text-to-Image Generation",
+    title="PixArt-Sigma: Weak-to-Strong Training of Diffusion Transformer for 4K "
+    "Text-to-Image Generation",
     arxiv="2403.04692",
     venue="ECCV 2024",
     kind="conversion",

@@ -8,7 +8,6 @@ zero, so that step 0 is plain ELU + 1 linear attention of the teacher's projecti
 (`zero_init=False` gives the random start).
 """
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from pared.attention.mixing import Processor, TokenMixer, zero_
 from pared.errors import InputError
 from pared.info import Info
 from pared.nn.layout import merge_heads, split_heads
-from pared.nn.linear_attention import clipped
+from pared.nn.linear_attention import clipped, full_precision
 
 INFO = Info(
     slug="linfusion",
@@ -48,13 +47,14 @@ class LinFusion(TokenMixer):
     def processor(self, site: Site, grid: Grid) -> nn.Module:
         if site.width % self.mid_dim_scale:
             raise InputError(
-                f"linfusion: mid_dim_scale={self.mid_dim_scale} doesn't divide the width {site.width} of {site.path}."
+                f"linfusion: mid_dim_scale={self.mid_dim_scale} doesn't divide the width "
+                f"{site.width} of {site.path}."
             )
         return GeneralisedLinearAttention(self, site.width, grid)
 
 
 class GeneralisedLinearAttention(Processor):
-    """Y_i = phi(Q_i) S / z_i, with S = mean_j phi(K_j)^T V_j and z_i = phi(Q_i) . mean_j phi(K_j) + 1e-4."""
+    """Y_i = phi(Q_i) S / z_i; S = mean_j phi(K_j)^T V_j, z_i = phi(Q_i) . mean_j phi(K_j) + eps."""
 
     def __init__(self, settings: LinFusion, width: int, grid: Grid) -> None:
         super().__init__(grid)
@@ -83,12 +83,12 @@ def residual_mlp(width: int, hidden: int, zero_init: bool) -> nn.Sequential:
 
 
 def normalised_attention(query: Tensor, key: Tensor, value: Tensor, eps: float = 1e-4) -> Tensor:
-    """Linear attention with the mean of keys in the denominator; all (batch, heads, tokens, channels).
+    """Linear attention with the mean of keys in the denominator.
 
-    The mean, not the sum, stands beside `eps`: that keeps its meaning when the number of tokens
-    changes.
+    All tensors are (batch, heads, tokens, channels). The mean, not the sum, stands beside `eps`:
+    that keeps its meaning when the number of tokens changes.
     """
-    with torch.autocast(value.device.type, enabled=False):
+    with full_precision(value):
         q, k, v = query.float(), key.float(), value.float()
         state = (k / k.shape[-2]).transpose(-1, -2) @ v
         z = q @ k.mean(dim=-2).unsqueeze(-1) + eps

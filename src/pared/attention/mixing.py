@@ -1,4 +1,4 @@
-"""What all replacements of an image self-attention share: which layers, how the new processor gets in."""
+"""What all replacements of an image self-attention share: which layers, and the way in."""
 
 from abc import abstractmethod
 from typing import Any
@@ -18,7 +18,8 @@ class TokenMixer(Conversion):
 
     layers: tuple[int, ...] | None = Field(
         default=None,
-        description="indices of the blocks to convert, counted through the model; None converts all",
+        description="indices of the blocks to convert, counted through the model; "
+        "None converts all",
     )
 
     @abstractmethod
@@ -97,7 +98,7 @@ def largest_divisor(number: int, limit: int) -> int:
 
 
 def zero_(module: nn.Module) -> nn.Module:
-    """Set weight and bias of `module` to zero; a residual branch that ends in it starts as nothing."""
+    """Set all weights of `module` to zero; a residual branch that ends in it starts as nothing."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.zero_()

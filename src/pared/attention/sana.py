@@ -1,4 +1,6 @@
-"""SANA-style linear attention, as the EDiT paper compares against it (SANA: arXiv 2410.10629, ICLR 2025).
+"""SANA-style linear attention, as the EDiT paper compares against it.
+
+SANA: arXiv 2410.10629, ICLR 2025.
 
 Self-attention becomes plain ReLU linear attention on the teacher's projections; with `mix_ffn` the
 feed-forward also becomes SANA's Mix-FFN, which brings back locality by a depthwise convolution.

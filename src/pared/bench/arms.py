@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -152,18 +152,15 @@ def rival_steps(steps: int, full: float, half: float, wanted: float) -> int:
     return min(steps, max(1, round(nearest)))
 
 
-def evaluating(arms: Mapping[str, Arm]) -> Callable[[], None]:
-    """Puts every denoiser in evaluation mode (dropout would be timed); returns what undoes it."""
-    training = {
-        id(arm.subject.model): arm.subject.model
-        for arm in arms.values()
-        if arm.subject.model.training
-    }
-    for model in training.values():
+@contextmanager
+def evaluating(arms: Mapping[str, Arm]) -> Iterator[None]:
+    """Every denoiser in evaluation mode (dropout would be timed), and afterwards as it was."""
+    models = {id(arm.subject.model): arm.subject.model for arm in arms.values()}
+    training = [model for model in models.values() if model.training]
+    for model in training:
         model.eval()
-
-    def undo() -> None:
-        for model in training.values():
+    try:
+        yield
+    finally:
+        for model in training:
             model.train()
-
-    return undo

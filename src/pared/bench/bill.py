@@ -277,8 +277,10 @@ class Order:
         if vae is None:
             self.notes.append(f"{scale}x{scale} pixels per latent pixel, as most autoencoders have")
         own, _, _ = family.example()
-        self.height = height or self.target.height or own.shape[-2] * scale
-        self.width = width or self.target.width or own.shape[-1] * scale
+        usual = (self.target.height, self.target.width)
+        usual = usual if all(usual) else (own.shape[-2] * scale, own.shape[-1] * scale)
+        self.height = usual[0] if height is None else height
+        self.width = usual[1] if width is None else width
         # On a throw-away model: asking for a grid leaves a hook.
         patch = max((family.grid(site).patch for site in family.sites()), default=1)
         _whole(self.target.name, "height", self.height, scale * patch)
@@ -294,7 +296,8 @@ class Order:
         prompt is longer than what the others read, the denoiser gets both, one after the other.
         """
         self.text_tokens = None
-        limits = {n: getattr(e.config, "max_position_embeddings", None) for n, e in encoders.items()}
+        free = self.target.prompt
+        limits = {name: _limit(encoder, free) for name, encoder in encoders.items()}
         longest = max((limit for limit in limits.values() if limit), default=0)
         _, _, condition = family.example()
         if "text" not in condition:
@@ -302,7 +305,6 @@ class Order:
                 raise InputError(f"{self.target.name} takes no text; leave text_tokens out.")
             return {name: limit or 0 for name, limit in limits.items()}
         usual = self.target.text_tokens or condition["text"].shape[1]
-        free = self.target.prompt
         before = longest if free is not None and usual > free else 0
         if given is not None:
             self.text_tokens = _positive("text_tokens", given)
@@ -336,8 +338,15 @@ def _scale(vae: nn.Module) -> int:
     return getattr(vae, "spatial_compression_ratio", None) or 2 ** max(0, len(stages) - 1)
 
 
+def _limit(encoder: nn.Module, free: int | None) -> int | None:
+    """Tokens that a text encoder has a table of positions for; None if it takes any number."""
+    limit = getattr(encoder.config, "max_position_embeddings", None)
+    # Language models have a limit far beyond any prompt.
+    return limit if limit is None or free is None or limit <= free else None
+
+
 def _whole(name: str, side: str, pixels: int, token: int) -> None:
-    if pixels > 0 and pixels % token == 0:
+    if _positive(side, pixels) % token == 0:
         return
     below = max(1, pixels // token) * token
     near = f"{below} or {below + token}" if pixels > token else str(token)

@@ -166,9 +166,7 @@ def contract_batch(method: Method, family: str) -> None:
     whole = _attached_output(model, attached, latents, timestep, condition)
     for i in range(2):
         one = {name: value[i : i + 1] for name, value in condition.items()}
-        single = _attached_output(
-            model, attached, latents[i : i + 1], timestep[i : i + 1], one
-        )
+        single = _attached_output(model, attached, latents[i : i + 1], timestep[i : i + 1], one)
         torch.testing.assert_close(whole[i : i + 1], single, **ROUNDING)
 
 
@@ -262,7 +260,11 @@ def _prepared_output(method: Method, family: str, dtype: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def _attached_output(
-    model: nn.Module, attached: tuple[RuntimeMethod, ...], latents: Tensor, timestep: Tensor, condition
+    model: nn.Module,
+    attached: tuple[RuntimeMethod, ...],
+    latents: Tensor,
+    timestep: Tensor,
+    condition,
 ) -> Tensor:
     with apply(model, *attached):
         return anatomy.of(model).denoise(model, latents, timestep, condition)

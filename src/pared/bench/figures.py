@@ -75,7 +75,8 @@ def _digits(value: float) -> str:
 
 
 def _decibels(value: float) -> str:
-    return f"{value:.1f}"
+    # Where figures of merit end, see `pared.bench.quality.PSNR_CAP`.
+    return "equal" if value >= 100 else f"{value:.1f}"
 
 
 def _three(value: float) -> str:

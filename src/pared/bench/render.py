@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pared.bench.bill import Bill, Line
-    from pared.bench.savings import Saving, Savings
+    from pared.bench.savings import Savings
 
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 NONE = "-"
@@ -66,15 +67,28 @@ def percent(part: float, whole: float) -> str:
     return f"{share:.1f}%" if share >= 0.05 else "<0.1%"
 
 
-def columns(rows: Sequence[Sequence[str]], gap: int = 2) -> list[str]:
-    """Rows as lines of text: the first column to the left, the others to the right."""
+def columns(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), gap: int = 2) -> list[str]:
+    """Rows as lines of text.
+
+    Args:
+        rows: cells, as many in each row.
+        left: the columns that are aligned to the left; the others go to the right.
+        gap: blanks between columns.
+    """
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        cells = [
+            cell.ljust(width) if c in left else cell.rjust(width)
+            for c, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append((" " * gap).join(cells).rstrip())
     return lines
+
+
+def change(number: float) -> str:
+    """A difference with its sign, e.g. "+93.60 M"."""
+    return "-" if number == 0 else ("+" if number > 0 else "-") + short(abs(number))
 
 
 # The bill -------------------------------------------------------------------------------------
@@ -159,26 +173,38 @@ def _foot(bill: Bill) -> list[str]:
 
 def savings_text(savings: Savings) -> str:
     """What every conversion would change, and what is left out and why."""
-    lines = ["What conversions would change (their default settings; arithmetic only: quality needs"]
-    lines += ["healing and the bench, time needs a clock):", ""]
-    for saving in savings:
-        lines += _saving_lines(saving, max(len(each.spec) for each in savings))
-    if not savings:
-        lines.append("none of them fits this model.")
+    if savings:
+        lines = ["What conversions would change, with their default settings", "", *_fits(savings)]
+    else:
+        lines = ["No conversion fits this model"]
     if savings.refused:
-        lines += ["", "Not for this model:"]
-        lines += [f"  {reason}" for reason in savings.refused.values()]
+        lines += ["", "Left out:"]
+    for slug, reason in savings.refused.items():
+        said = reason if reason.startswith(slug) else f"{slug}: {reason}"
+        lines += textwrap.wrap(said, 98, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
-def _saving_lines(saving: Saving, width: int) -> list[str]:
-    unit = Unit(max(saving.before, saving.after))
-    more = saving.ratio < 1
-    times = f"{1 / saving.ratio if more else saving.ratio:.2f} times {'more' if more else 'fewer'}"
-    image = f"{saving.image_ratio:.2f}"
-    first = f"{saving.spec:{width}}  {unit(saving.before)} -> {unit(saving.after)} {unit.prefix}MACs per pass: {times}"
-    moves = [f"{m.kind} {unit(m.before)} -> {unit(m.after)}" for m in saving.moves]
-    return [first, *(f"{'':{width}}    {move}" for move in moves), image]
+def _fits(savings: Savings) -> list[str]:
+    unit = Unit(max(max(each.before, each.after) for each in savings))
+    rows = [
+        ["", f"{unit.prefix}MACs", "fewer", "fewer", "", ""],
+        ["", "per pass", "per pass", "per image", "params", "what changes per pass"],
+        ["as it is", unit(savings[0].before), "", "", "", ""],
+    ]
+    for each in savings:
+        ratios = [f"{each.ratio:.2f}x", f"{each.image_ratio:.2f}x"]
+        rows.append([each.spec, unit(each.after), *ratios, change(each.parameters), ""])
+        changes = [f"{m.kind} {unit(m.before)} -> {unit(m.after)}" for m in each.moves] or [""]
+        # The first stands in the method's own row, the others below it.
+        rows[-1][-1] = changes[0]
+        rows += [["", "", "", "", "", text] for text in changes[1:]]
+    over, under, *body = columns(rows, left=(0, 5))
+    width = max(len(line) for line in (over, under, *body))
+    return [
+        *(over, under, "-" * width, *body, ""),
+        "Arithmetic alone: quality takes healing and the bench to know, time takes a clock.",
+    ]
 
 
 # Words ----------------------------------------------------------------------------------------

@@ -141,8 +141,8 @@ def savings(
             savings.append(_saving(record, order, before))
         except InputError as error:
             refused[record.slug] = str(error)
-        except NotImplementedError as error:  # torch's word for a need of real weights
-            refused[record.slug] = f"it can't work on the meta device ({error})"
+        except RuntimeError as error:  # what torch says of work that needs real numbers
+            refused[record.slug] = f"it can't be counted on the meta device ({error})."
     return Savings(savings, refused)
 
 

@@ -6,7 +6,10 @@ arguments that raise when something is wrong, each done in a second.
 
 import importlib
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from diffusers.utils import logging
 
 from pared.method import Method
 
@@ -25,12 +28,24 @@ def failures(method: Method) -> list[str]:
     found = []
     for check in checks:
         try:
-            check()
+            with _quiet():
+                check()
         # Whatever goes wrong in a check is its result.
         except Exception as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             found.append(f"{method.info.slug}: {check.__name__} fails ({reason.rstrip('.')}).")
     return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' remarks on the toy models of the checks."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def failures_of(methods: Iterable[Method]) -> list[str]:

@@ -216,7 +216,9 @@ class ModelSubject(Subject):
         family, count = anatomy.of(self._model), steps or self.steps or 1
         with torch.no_grad():
             for step in range(count):
-                now = timestep if count == 1 else torch.full_like(timestep, 999 * (1 - step / count))
+                now = (
+                    timestep if count == 1 else torch.full_like(timestep, 999 * (1 - step / count))
+                )
                 output = family.denoise(self._model, latents, now, condition)
         return output
 
@@ -227,6 +229,12 @@ class ModelSubject(Subject):
 
 
 # Finding out what the user means ----------------------------------------------------------------
+
+
+def usual_prompts(pipeline: Any) -> tuple[Any, ...]:
+    """What to paint when nobody says: captions, or class labels where the pipeline takes those."""
+    accepted = inspect.signature(type(pipeline).__call__).parameters
+    return CLASSES if "class_labels" in accepted else PROMPTS
 
 
 def open_target(given: Any, device: str | None) -> tuple[Any, presets.Preset | None]:
@@ -305,4 +313,3 @@ def subject_of(
         )
     tokens = preset.text_tokens if preset else None
     return ModelSubject(target, **size, text_tokens=tokens or None, steps=steps)
-

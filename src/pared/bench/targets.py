@@ -3,10 +3,11 @@
 Only configurations are read. Nothing that was given is touched, and no weight is loaded.
 """
 
+import difflib
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -73,10 +74,10 @@ def read(target: Any) -> Target:
     if isinstance(target, str | Path):
         return _of_folder(target)
     if hasattr(target, "components"):
+        models = {n: part for n, part in target.components.items() if _is_model(part)}
+        builds = {name: _live(part) for name, part in models.items() if _is_billed(name)}
         return _of_pipeline(
-            type(target).__name__,
-            type(target),
-            {name: _live(part) for name, part in target.components.items() if _is_model(part)},
+            type(target).__name__, type(target), builds, sorted(models.keys() - builds)
         )
     anatomy.of(target)  # refuses what can't be read
     return _of_denoiser(type(anatomy.unwrap(target)).__name__, _live(target))
@@ -109,7 +110,7 @@ def _build_preset(name: str, part: str, dtype: torch.dtype | None) -> nn.Module:
 # Pipelines and models -------------------------------------------------------------------------
 
 
-def _of_pipeline(name: str, pipeline: type, builds: dict[str, Build]) -> Target:
+def _of_pipeline(name: str, pipeline: type, builds: dict[str, Build], others: list[str]) -> Target:
     denoiser = next((builds[n] for n in ("transformer", "unet") if n in builds), None)
     if denoiser is None:
         raise InputError(f"{name} has neither a transformer nor a unet; give the denoiser itself.")
@@ -122,6 +123,7 @@ def _of_pipeline(name: str, pipeline: type, builds: dict[str, Build]) -> Target:
         steps=defaults.get("num_inference_steps", 1),
         passes=_passes(defaults),
         prompt=defaults.get("max_sequence_length"),
+        notes=(f"nothing for {', '.join(others)}, which this bill leaves out",) if others else (),
     )
 
 
@@ -139,6 +141,10 @@ def _of_denoiser(name: str, build: Build) -> Target:
 
 def _is_model(part: Any) -> bool:
     return isinstance(part, nn.Module) and hasattr(part, "config")
+
+
+def _is_billed(component: str) -> bool:
+    return component in ("transformer", "unet", "vae") or component.startswith("text_encoder")
 
 
 def _live(model: nn.Module) -> Build:
@@ -177,27 +183,27 @@ def _rebuild(
 def _of_folder(name: str | Path) -> Target:
     folder = Path(house.folder_of(str(name)))
     if not folder.is_dir():
+        near = difflib.get_close_matches(str(name).lower(), presets.names(), n=2, cutoff=0.5)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise InputError(
-            f"there is no folder and no preset {str(name)!r}; give a saved pipeline or model, or "
-            f"one of the presets {', '.join(presets.names())}."
+            f"there is no folder and no preset {str(name)!r}{hint}; give a saved pipeline or "
+            f"model, or one of the presets {', '.join(presets.names())}."
         )
     if (folder / "model_index.json").exists():
         index = _json(folder / "model_index.json")
         cls = _class("diffusers", index.get("_class_name"), folder)
-        return _of_pipeline(str(name), cls, dict(_stored_parts(folder, index)))
+        # What has a configuration of this name is a model; schedulers and tokenizers have others.
+        models = {part for part in index if (folder / part / "config.json").exists()}
+        builds = {
+            part: _stored(folder / part, *index[part], _steps(folder, part))
+            for part in sorted(filter(_is_billed, models))
+        }
+        return _of_pipeline(str(name), cls, builds, sorted(models - builds.keys()))
     if (folder / "config.json").exists():
-        return _of_denoiser(str(name), _stored(folder, "diffusers", None, _steps(folder)))
+        return _of_denoiser(str(name), _stored(folder, "diffusers", None, _steps(folder, "")))
     raise InputError(
         f"{folder} is not a model: it has neither a model_index.json nor a config.json."
     )
-
-
-def _stored_parts(folder: Path, index: dict[str, Any]) -> Iterator[tuple[str, Build]]:
-    for name, what in index.items():
-        wanted = name in ("transformer", "unet", "vae") or name.startswith("text_encoder")
-        if wanted and isinstance(what, list) and all(what):
-            steps = [step for step in _steps(folder) if step["target"] == name]
-            yield name, _stored(folder / name, *what, steps)
 
 
 def _stored(folder: Path, library: str, name: str | None, steps: list[dict[str, Any]]) -> Build:
@@ -210,9 +216,11 @@ def _stored(folder: Path, library: str, name: str | None, steps: list[dict[str, 
     return partial(_rebuild, cls, config, stack, torch.float32)
 
 
-def _steps(folder: Path) -> list[dict[str, Any]]:
-    """The conversions that a folder's sidecar lists."""
-    return _json(folder / SIDECAR)["stack"] if (folder / SIDECAR).exists() else []
+def _steps(folder: Path, part: str) -> list[dict[str, Any]]:
+    """The conversions that a folder's sidecar lists for one part of a pipeline ("" for a model)."""
+    if not (folder / SIDECAR).exists():
+        return []
+    return [step for step in _json(folder / SIDECAR)["stack"] if step["target"] == part]
 
 
 def _class(library: str, name: str | None, folder: Path) -> type:

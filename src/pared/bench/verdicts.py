@@ -12,21 +12,21 @@ class Finding:
     """What the verdict on one arm rests on.
 
     Attributes:
-        kind: of the arm, see `pared.bench.arms.Arm`.
         timing: of its whole calls; None if it was not timed.
         sound: reasons to distrust all timings, empty if none.
         failures: of its methods' own checks.
-        identical: whether its pictures equal the base's bit for bit; None if there are none.
+        unhealed: whether it was converted by a method that needs training, and not trained.
+        identical: whether its outputs equal the base's bit for bit; None if there are none.
         psnr: to the base's pictures, if known.
         rival: name of the base with fewer steps at equal time, its PSNR, and which of the two is
             closer to the base (1 for the arm, -1 for the rival, 0 undecided), if there is one.
         paints: whether pictures were to be had at all.
     """
 
-    kind: str
     timing: Timing | None
     sound: Sequence[str] = ()
     failures: Sequence[str] = ()
+    unhealed: bool = False
     identical: bool | None = None
     psnr: Figure | None = None
     rival: tuple[str, Figure, int | None] | None = None
@@ -45,22 +45,23 @@ def verdict(finding: Finding) -> str:
 
 def _speed(finding: Finding) -> str:
     if finding.sound:
-        return f"No verdict on time: {' '.join(finding.sound)}"
+        return "No verdict on time: the run was disturbed (see the notes)."
     timing = finding.timing
-    between = f"{times(timing.ratio_low)} to {times(timing.ratio_high)}"
+    between = f"({times(timing.ratio_low)} to {times(timing.ratio_high)})"
     if timing.ratio_low > 1:
-        return f"Faster than the base: {times(timing.ratio)} ({between})."
+        return f"{times(timing.ratio)} as fast as the base {between}."
     if timing.ratio_high < 1:
-        return f"Slower than the base: {times(timing.ratio)} ({between})."
-    return f"As fast as the base, within the spread: {times(timing.ratio)} ({between})."
+        return f"Slower than the base: {times(timing.ratio)} {between}."
+    return f"As fast as the base, within the spread: {times(timing.ratio)} {between}."
 
 
 def _pictures(finding: Finding) -> str:
+    if finding.identical:
+        gain = finding.timing.ratio_low > 1 and not finding.sound
+        return f"{'Its' if gain else 'No effect: its'} outputs are bit-identical to the base's."
     if not finding.paints:
         return "Speed alone: no pictures were made."
-    if finding.identical:
-        return "No effect on the pictures: they are bit-identical to the base's."
-    if finding.kind == "converted":
+    if finding.unhealed:
         return "Not healed: its speed means something, its pictures don't yet."
     if finding.psnr is not None:
         return f"PSNR to the base's pictures {finding.psnr.value:.1f} dB."
@@ -82,7 +83,7 @@ def _against_rival(finding: Finding) -> str:
 
 
 def headline(rows: Sequence[tuple[str, str, Figure | None, str]], sound: Sequence[str]) -> str:
-    """The whole report in one sentence.
+    """The whole report in a sentence or two.
 
     Args:
         rows: name, kind, speed and verdict of every arm but the base.
@@ -93,10 +94,7 @@ def headline(rows: Sequence[tuple[str, str, Figure | None, str]], sound: Sequenc
     timed = [row for row in rows if row[1] != "fewer steps" and row[2] is not None]
     if not timed:
         return "No arm was timed."
-    faster = [row for row in timed if (row[2].low or row[2].value) > 1]
-    if not faster:
-        name, _, speed, _ = max(timed, key=lambda row: row[2].value)
-        return f"Nothing is faster than the base; nearest is {name} at {times(speed.value)}."
-    name, _, speed, said = max(faster, key=lambda row: row[2].value)
-    rest = said.partition(").")[2].strip()
-    return f"{name} is {times(speed.value)} as fast as the base. {rest}".strip()
+    name, _, speed, said = max(timed, key=lambda row: row[2].value)
+    if (speed.low or speed.value) > 1:
+        return f"{name}: {said}"
+    return f"Nothing is faster than the base. Nearest is {name}: {said[0].lower()}{said[1:]}"

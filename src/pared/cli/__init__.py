@@ -61,7 +61,9 @@ class Commands(click.Group):
         known = self.list_commands(ctx)
         if args[0] not in known and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], known, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+            )
             raise InputError(f"there is no command {args[0]!r}; {hint}")
         return super().resolve_command(ctx, args)
 
@@ -103,10 +105,12 @@ def _end(sentence: str, code: int) -> None:
 
 def _sentence(error: click.UsageError) -> str:
     """Click's message as one sentence that says where the help is."""
-    text = error.format_message().replace(". Did you mean", "; did you mean")
-    mark = "?" if text.endswith("?") else "."
     where = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
-    return f"{text[0].lower()}{text[1:].rstrip('.?')}{where}{mark}"
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        near = " or ".join(sorted(error.possibilities))
+        return f"there is no option {error.option_name}; did you mean {near}{where}?"
+    text = error.format_message()
+    return f"{text[0].lower()}{text[1:].rstrip('.')}{where}."
 
 
 @click.group(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import click
 
 from pared.cli import common
@@ -15,26 +18,53 @@ from pared.cli.models import ModelName, locate
 @click.option("--width", type=click.IntRange(1), help="In pixels; by default the model's own.")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps; by default the pipeline's.")
 @click.option("--passes", type=click.IntRange(1), help="Per step; 2 with classifier-free guidance.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures at once.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures at once."
+)
+@click.option("--savings", "with_savings", is_flag=True, help="Add what each method would change.")
 @common.json_option
-def command(model: str, specs: tuple[str, ...], as_json: bool, **size: int | None) -> None:
+def command(
+    model: str, specs: tuple[str, ...], with_savings: bool, as_json: bool, **size: Any
+) -> None:
     """Show where a model's cost goes.
 
     The bill of a picture is steps x passes x what one pass computes, and the text encoders and the
     decoder. It's counted from the model's configuration: no weights are loaded, downloaded or
-    computed with. With methods, a second table shows what each of them would save.
+    computed with. With --with a second bill shows the model rebuilt by those methods.
 
     \b
     Examples:
       pared bill sd3.5-medium
       pared bill pixart-sigma --height 2048 --width 2048 --with edit
+      pared bill toy:dit --savings
     """
     common.records_of(specs, "conversion")
     target = locate(model).without_weights()
     methods = common.methods_of(specs, "conversion")
-    from pared.bench.bill import bill
+    from pared.bench.bill import Order
+    from pared.bench.targets import read
+    from pared.method import convert
 
-    found = bill(target, **size)
+    found = read(target)
+    order = Order(found, **size, text_tokens=None, dtype=None)
+    bills = [order.bill(found.denoiser(None))]
     if methods:
-        from pared.bench.bill import savings
-    click.echo(found.table("json" if as_json else "text"))
+        bills.append(order.bill(convert(found.denoiser(None), *methods)))
+    savings = None
+    if with_savings:
+        from pared.bench.savings import savings as savings_of
+
+        savings = savings_of(target, **size)
+    if as_json:
+        content = bills[0].to_dict()
+        content |= {"with": list(specs), "rebuilt": bills[1].to_dict()} if methods else {}
+        content |= json.loads(savings.table("json")) if savings is not None else {}
+        common.print_json(content)
+        return
+    click.echo(bills[0].table())
+    if methods:
+        ratio = bills[0].per_image / bills[1].per_image
+        click.echo(f"\nWith {' and '.join(specs)}, {ratio:.2f}x fewer MACs per image:\n")
+        click.echo(bills[1].table())
+    if savings is not None:
+        click.echo(f"\n{savings.table()}")

@@ -12,6 +12,7 @@ from functools import partial
 import click
 
 from pared import info
+from pared.anatomy import presets
 from pared.cli import common
 from pared.info import Info
 
@@ -58,6 +59,7 @@ def command(ctx: click.Context, methods: tuple[str, ...], as_json: bool) -> None
       pared check --json
     """
     records = [info.get(slug) for slug in methods] or list(info.registry().values())
+    _warm_up()
     results = []
     for record in records:
         if not as_json:
@@ -73,6 +75,17 @@ def command(ctx: click.Context, methods: tuple[str, ...], as_json: bool) -> None
         click.echo(f"{len(results)} checks, {failed or 'none'} failed")
     if failed:
         ctx.exit(1)
+
+
+def _warm_up() -> None:
+    """Import and silence the libraries first: the times are to be those of the checks."""
+    from diffusers.utils import logging
+
+    from pared.bench import contract
+
+    logging.set_verbosity_error()
+    for family in contract.toy_families():
+        presets.build(f"toy:{family}")
 
 
 def _checks(record: Info) -> Iterator[Check]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +46,7 @@ class MethodName(click.ParamType):
         return [
             CompletionItem(record.slug, help=record.summary)
             for record in info.registry().values()
-            if record.slug.startswith(incomplete)
-            and (not self.kinds or record.kind in self.kinds)
+            if record.slug.startswith(incomplete) and (not self.kinds or record.kind in self.kinds)
         ]
 
 
@@ -113,7 +113,9 @@ def device_of(name: str | None) -> Any:
     """
     import torch
 
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
     if name is None:
         return accelerator or torch.device("cpu")
     here = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
@@ -122,8 +124,14 @@ def device_of(name: str | None) -> Any:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in here or (device.type != "cpu" and (device.index or 0) >= count):
-        raise InputError(f"there is no device {name!r} here; torch sees {' and '.join(sorted(here))}.")
+    if (
+        device is None
+        or device.type not in here
+        or (device.type != "cpu" and (device.index or 0) >= count)
+    ):
+        raise InputError(
+            f"there is no device {name!r} here; torch sees {' and '.join(sorted(here))}."
+        )
     return device
 
 
@@ -167,7 +175,10 @@ def count(number: int) -> str:
     return str(number)
 
 
-def stopped(ctx: click.Context, command: str) -> None:
+def stopped(
+    ctx: click.Context, command: str, arguments: list[str], options: dict[str, Any]
+) -> None:
     """End an interrupted training: say how to go on, exit code 130."""
-    click.echo(f"pared: stopped; go on with: {command}", err=True)
+    words = [*arguments, *(str(word) for pair in options.items() for word in pair)]
+    click.echo(f"pared: stopped; go on with: pared {command} {shlex.join(words)}", err=True)
     ctx.exit(130)

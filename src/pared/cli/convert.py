@@ -11,7 +11,9 @@ from pared.cli.models import ModelName, locate
 @click.command()
 @click.argument("model", type=ModelName())
 @common.with_option("conversion", required=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write."
+)
 @common.dtype_option
 def command(model: str, specs: tuple[str, ...], output: Path, dtype: str | None) -> None:
     """Rebuild a model with published methods.
@@ -29,20 +31,24 @@ def command(model: str, specs: tuple[str, ...], output: Path, dtype: str | None)
     source = locate(model)
     common.check_writable(output)
     from pared import anatomy, checkpoint
+    from pared.bench.targets import read
     from pared.method import convert, denoiser
 
     checkpoint.check_replaceable(output)
     methods = common.methods_of(specs, "conversion")
+    if source.kind != "hub":
+        # A rehearsal without weights: what doesn't fit is refused before a large model is loaded.
+        convert(read(source.without_weights()).denoiser(None), *methods)
     target = source.load(common.dtype_of(dtype))
-    denoising = denoiser(target)
+    denoising = anatomy.unwrap(denoiser(target))
     before = _parameters(denoising)
-    family = anatomy.of(denoising)
     # Asked before the surgery: afterwards a claimed site may be gone.
+    family = anatomy.of(denoising)
     claims = [(m.spec(), c.how, c.site) for m in methods for c in m.claims(family)]
     convert(target, *methods)
     folder = checkpoint.save(target, output)
 
-    click.echo(f"{model}: {type(family.model).__name__}, {common.count(before)} parameters")
+    click.echo(f"{model}: {type(denoising).__name__}, {common.count(before)} parameters")
     for spec, how in dict.fromkeys((spec, how) for spec, how, _ in claims):
         sites = [site for s, h, site in claims if (s, h) == (spec, how)]
         click.echo(f"{spec} {how} {_in_short(sites)}")

@@ -129,7 +129,7 @@ def _version(name: str) -> str | None:
 
 def _print(found: dict[str, Any]) -> None:
     def line(name: str, text: str) -> None:
-        click.echo(f"{name:<14}{text}")
+        click.echo(f"{name:<16}{text}")
 
     line("pared", found["pared"])
     line("python", found["python"])
@@ -137,7 +137,10 @@ def _print(found: dict[str, Any]) -> None:
     if problem := found.get("problem"):
         line("problem", problem)
     for device in found["devices"]:
-        parts = [device.get("model", ""), f"{device['memory_gib']} GiB" if "memory_gib" in device else ""]
+        parts = [
+            device.get("model", ""),
+            f"{device['memory_gib']} GiB" if "memory_gib" in device else "",
+        ]
         if "bf16" in device:
             parts.append("bfloat16 native" if device["bf16"] else "bfloat16 only emulated (slow)")
         line(device["name"], ", ".join(filter(None, parts)))

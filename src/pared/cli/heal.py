@@ -1,0 +1,137 @@
+"""`pared heal`: train a converted model against the one it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pared.cli import common
+from pared.cli.models import ModelName, Source, locate
+from pared.errors import InputError
+
+if TYPE_CHECKING:
+    from pared.training import Dataset
+
+EMOJI = "emoji"
+
+
+@click.command()
+@click.argument("student", type=ModelName())
+@click.option(
+    "--teacher", metavar="MODEL", type=ModelName(), required=True, help="What it came from."
+)
+@click.option(
+    "--data",
+    "source",
+    metavar="SOURCE",
+    default=EMOJI,
+    show_default=True,
+    help="Captioned images: emoji, a folder, .tar shards, a parquet file or a dataset.",
+)
+@click.option("--steps", type=click.IntRange(1), help="Training steps; 1000 by default.")
+@click.option("--batch-size", type=click.IntRange(1), help="Pictures per step; 64 by default.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Of AdamW; 1e-4 by default.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Of order and noise; 0 by default.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write."
+)
+@click.pass_context
+def command(
+    ctx: click.Context, student: str, teacher: str, source: str, output: Path, **changes: Any
+) -> None:
+    """Train a converted model against the one it came from.
+
+    STUDENT is a folder written by `pared convert`. It learns to paint what its teacher paints, with
+    the losses of its method's paper; only what the method put in new is trained. The log and the
+    newest checkpoint lie beside the output, in OUTPUT.training. Ctrl-C stops after the current
+    step; the same command goes on from there, to the same weights.
+
+    \b
+    Examples:
+      pared heal student --teacher house:pixart --steps 600 -o healed
+      pared heal student --teacher house:pixart --data photos/ --batch-size 16 -o healed
+    """
+    student_source, teacher_source = locate(student), locate(teacher)
+    _require_converted(student_source)
+    teacher_source.require_pipeline("making the training data")
+    common.check_writable(output)
+    from pared import checkpoint
+    from pared.healing import heal, task_of
+
+    checkpoint.check_replaceable(output)
+    items = _items(source)
+    target, pipeline = student_source.load(), teacher_source.load()
+    changes = {name: value for name, value in changes.items() if value is not None}
+    state = output.with_name(f"{output.name}.training")
+    data = latents_for(pipeline, items)
+    run = heal(target, pipeline, data, state, task=task_of(pipeline), **changes)
+    if not run.finished:
+        options = {"--teacher": teacher, "--data": source, "-o": output} | {
+            f"--{name.replace('_', '-')}": value for name, value in changes.items()
+        }
+        common.stopped(ctx, "heal", [student], options)
+    click.echo(f"healed in {run.steps} steps: {checkpoint.save(target, output)}")
+    click.echo(f"log and last checkpoint: {state}")
+
+
+def _require_converted(source: Source) -> None:
+    """Refuse, before anything is loaded, a model that no method has changed."""
+    from_pared = source.kind == "folder" and (Path(source.place) / "pared.json").exists()
+    if source.kind != "hub" and not from_pared:
+        raise InputError(
+            f"{source.name} carries no conversion, so there is nothing to heal; "
+            "make a student first: `pared convert MODEL --with METHOD -o FOLDER`."
+        )
+
+
+def _items(source: str) -> Any:
+    """The user's captioned images, all checked; None for the emoji world."""
+    if source == EMOJI:
+        return None
+    from pared.worlds.readers import read
+
+    return read(source)
+
+
+def latents_for(pipeline: Any, items: Any) -> Dataset:
+    """Captioned images as the pipeline's own latents and text embeddings.
+
+    Args:
+        pipeline: with an autoencoder and a text encoder.
+        items: `pared.worlds.readers.Items`, or None for the emoji world's training split.
+
+    Raises:
+        InputError: the denoiser wants more than one text encoder's tokens.
+    """
+    import numpy as np
+    import torch
+    from PIL import ImageOps
+
+    from pared import anatomy
+    from pared.method import denoiser
+    from pared.worlds import datasets, emoji
+
+    family = anatomy.of(denoiser(pipeline))
+    if not {"text"} <= set(family.conditions) <= {"text", "mask"}:
+        raise InputError(
+            f"pared makes training data for denoisers that take text alone; a {family.name} takes "
+            f"{', '.join(family.conditions)}: prepare its data in Python and call pared.heal."
+        )
+    size = family.model.config.sample_size * pipeline.vae_scale_factor
+    if items is None:
+        world = emoji.load(split="train", size=size)
+        images, captions = world.images, world.captions
+    else:
+        fitted = [(ImageOps.fit(item.image, (size, size)), item.caption) for item in items]
+        captions = [caption for _, caption in fitted]
+        pixels = np.stack([np.asarray(image) for image, _ in fitted])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return datasets.latent_data(
+        pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, images, captions
+    )

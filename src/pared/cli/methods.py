@@ -33,7 +33,9 @@ def command(slug: str | None, kind: str | None, family: str | None, as_json: boo
     """
     if slug is not None:
         if kind or family:
-            raise InputError(f"--kind and --family choose from the list; leave them out to see {slug}.")
+            raise InputError(
+                f"--kind and --family choose from the list; leave them out to see {slug}."
+            )
         record = info.get(slug)
         details = _summary(record) | _details(record)
         common.print_json(details) if as_json else _explain(details)
@@ -56,7 +58,9 @@ def _of_family(family: str | None) -> list[Info]:
     if family is None:
         return records
     if family not in known:
-        raise InputError(f"no method serves a family {family!r}; the families are {', '.join(known)}.")
+        raise InputError(
+            f"no method serves a family {family!r}; the families are {', '.join(known)}."
+        )
     return [record for record in records if family in record.families]
 
 
@@ -105,7 +109,9 @@ def _details(record: Info) -> dict[str, Any]:
 
 def _explain(method: dict[str, Any]) -> None:
     source = f"arXiv {method['arxiv']}, {method['venue']}" if method["arxiv"] else method["venue"]
-    training = "has to be trained after it (pared heal)" if method["training"] else "needs no training"
+    training = (
+        "has to be trained after it (pared heal)" if method["training"] else "needs no training"
+    )
     outputs = "outputs stay the same" if method["exact"] else "outputs change"
     click.echo(f"{method['title']} ({source})")
     click.echo(f"{method['summary']}\n")

@@ -66,11 +66,8 @@ class Source:
         for name in presets.names():
             if presets.get(name).hub == self.place:
                 return name
-        from huggingface_hub import try_to_load_from_cache
-
-        index = try_to_load_from_cache(self.place, "model_index.json")
-        if isinstance(index, str):
-            return str(Path(index).parent)
+        if (folder := _cached(self.place)) is not None:
+            return str(folder)
         raise InputError(
             f"{self.place} isn't in this machine's cache, and nothing is downloaded for a bill; "
             f"give one of the presets {', '.join(presets.names())}."
@@ -83,8 +80,12 @@ class Source:
             purpose: why a pipeline is needed, as the end of a sentence.
         """
         if not self.is_pipeline:
-            what = "a configuration with random weights" if self.kind == "preset" else "a bare denoiser"
-            raise InputError(f"{self.name} is {what}; {purpose} needs a whole pipeline, such as house:pixart.")
+            what = (
+                "a configuration with random weights" if self.kind == "preset" else "a single model"
+            )
+            raise InputError(
+                f"{self.name} is {what}; {purpose} needs a whole pipeline, such as house:pixart."
+            )
 
 
 class ModelName(click.ParamType):
@@ -113,12 +114,19 @@ def locate(name: str) -> Source:
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / index).exists() for index in ("model_index.json", "config.json")):
-            raise InputError(f"{name} is no model: it has neither a model_index.json nor a config.json.")
+            raise InputError(
+                f"{name} is no model: it has neither a model_index.json nor a config.json."
+            )
         return Source(name, "folder", str(path))
     if path.exists():
         raise InputError(f"{name} is a file; give the folder of a model.")
     # `runs/student` with a folder `runs` here is a slip in a path, not something to ask the hub for.
     if HUB_ID.fullmatch(name) and not path.parent.is_dir():
+        if _offline() and _cached(name) is None:
+            raise InputError(
+                f"{name} isn't in this machine's cache and HF_HUB_OFFLINE is set; give a folder, or "
+                "unset it to download."
+            )
         return Source(name, "hub", name)
     raise InputError(_unknown(name, path))
 
@@ -130,7 +138,9 @@ def _named() -> list[str]:
 
 def _unknown(name: str, path: Path) -> str:
     parent = path.parent
-    beside = [str(parent / p.name) for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    beside = (
+        [str(parent / p.name) for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
+    )
     near = difflib.get_close_matches(name.lower(), [*_named(), *beside], n=2, cutoff=0.5)
     if near:
         return f"there is no model {name!r}; did you mean {' or '.join(near)}?"
@@ -143,23 +153,40 @@ def _unknown(name: str, path: Path) -> str:
 def _fetched(hub_id: str) -> str:
     """The local folder of a pipeline on the hub, downloaded where it isn't cached."""
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     from pared.checkpoint import SIDECAR
 
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it warns of is said below, once
     try:
         folder = DiffusionPipeline.download(hub_id, use_safetensors=True)
     except (OSError, ValueError, HfHubHTTPError):
-        from huggingface_hub.constants import HF_HUB_OFFLINE
-
-        why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the hub has no such pipeline or can't be reached"
         raise InputError(
-            f"{hub_id} isn't in this machine's cache and {why}; check the name, or give a folder."
+            f"{hub_id} can't be had: it isn't in this machine's cache, and the hub has no such "
+            "pipeline or can't be reached; check the name, or give a folder."
         ) from None
+    finally:
+        logging.set_verbosity(verbosity)
     try:
         # Of a converted model the weights fit only together with its sidecar.
         hf_hub_download(hub_id, SIDECAR)
     except (EntryNotFoundError, HfHubHTTPError):
         pass
     return folder
+
+
+def _offline() -> bool:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return HF_HUB_OFFLINE
+
+
+def _cached(hub_id: str) -> Path | None:
+    """The local folder of a pipeline that was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(hub_id, "model_index.json")
+    return Path(index).parent if isinstance(index, str) else None

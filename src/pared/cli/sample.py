@@ -22,12 +22,18 @@ BINNED = (32, 64, 128, 256)
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
 @common.with_option("runtime")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps; by default the pipeline's.")
-@click.option("--guidance", type=click.FloatRange(0), help="Guidance scale; by default the pipeline's.")
+@click.option(
+    "--guidance", type=click.FloatRange(0), help="Guidance scale; by default the pipeline's."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
 @click.option("--height", type=click.IntRange(8), help="In pixels; by default the model's own.")
 @click.option("--width", type=click.IntRange(8), help="In pixels; by default the model's own.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder or .png file to write."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder or .png file to write.",
 )
 @common.device_option
 @common.dtype_option
@@ -84,9 +90,13 @@ def command(
 def _check_output(output: Path, count: int) -> None:
     if output.suffix == ".png":
         if count > 1:
-            raise InputError(f"{output} is one picture, but there are {count} prompts; give a folder.")
+            raise InputError(
+                f"{output} is one picture, but there are {count} prompts; give a folder."
+            )
         if output.is_dir():
-            raise InputError(f"{output} is a folder; give the name of a file, or of a folder without .png.")
+            raise InputError(
+                f"{output} is a folder; give the name of a file, or of a folder without .png."
+            )
     elif output.is_file():
         raise InputError(f"{output} is a file that isn't named .png; give a folder or a .png file.")
     common.check_writable(output)
@@ -103,7 +113,9 @@ def _arguments(pipeline: Any, model: str, call: dict[str, Any]) -> dict[str, Any
     takes = inspect.signature(pipeline.__call__).parameters
     kind = type(pipeline).__name__
     if "prompt" not in takes:
-        raise InputError(f"{model} is a {kind}, which takes no prompt; give a text-to-image pipeline.")
+        raise InputError(
+            f"{model} is a {kind}, which takes no prompt; give a text-to-image pipeline."
+        )
     names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
     given = {option: value for option, value in call.items() if value is not None}
     for option in given:
@@ -113,9 +125,10 @@ def _arguments(pipeline: Any, model: str, call: dict[str, Any]) -> dict[str, Any
     unit = getattr(pipeline, "vae_scale_factor", 8) * (config.get("patch_size") or 1)
     for option in ("height", "width"):
         if given.get(option, 0) % unit:
-            raise InputError(f"--{option} {given[option]} doesn't work with {model}; give a multiple of {unit}.")
+            raise InputError(
+                f"--{option} {given[option]} doesn't work with {model}; give a multiple of {unit}."
+            )
     arguments = {names.get(option, option): value for option, value in given.items()}
     if "use_resolution_binning" in takes and config.get("sample_size") not in BINNED:
         arguments["use_resolution_binning"] = False
     return arguments
-

@@ -1,11 +1,11 @@
 """`pared train`: train what a recipe describes."""
 
-import shlex
 from pathlib import Path
 
 import click
 
 from pared.cli import common
+from pared.errors import InputError
 
 
 @click.command()
@@ -33,10 +33,10 @@ def command(ctx: click.Context, recipe: Path, output: Path | None) -> None:
     folder = output or Path("runs") / plan.name
     common.check_writable(folder)
     if folder.is_file():
-        raise common.InputError(f"{folder} is a file; give the name of a folder.")
+        raise InputError(f"{folder} is a file; give the name of a folder.")
     steps = sum(stage.training.steps for stage in plan.stages)
     stages = f"{len(plan.stages)} stages" if len(plan.stages) > 1 else "1 stage"
     click.echo(f"{plan.name}: {plan.model.class_}, {steps} steps in {stages}, to {folder}")
     if recipes.run(plan, folder) is None:
-        common.stopped(ctx, "pared train " + shlex.join([str(recipe), "-o", str(folder)]))
+        common.stopped(ctx, "train", [str(recipe)], {"-o": folder})
     click.echo(f"trained: {folder / 'model'}")

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """(batch, height * width, channels) as a (batch, channels, height, width) view in channels-last memory."""
+    """(batch, height * width, channels) as a (batch, channels, height, width) view."""
     batch, _, channels = tokens.shape
     return tokens.transpose(1, 2).view(batch, channels, height, width)
 

@@ -3,8 +3,8 @@
 With clean latents x0 and noise eps ~ N(0, I):
 
 - noise (Ho et al. 2020, arXiv 2006.11239) and v (Salimans and Ho 2022, arXiv 2202.00512) on a
-  variance-preserving
-  path: x_t = alpha_t x0 + sigma_t eps; targets eps, and v = alpha_t eps - sigma_t x0.
+  variance-preserving path: x_t = alpha_t x0 + sigma_t eps; targets eps, and v = alpha_t eps -
+  sigma_t x0.
 - flow (rectified flow, Liu et al. 2022, arXiv 2209.03003; Esser et al. 2024, arXiv 2403.03206):
   x_s = (1 - s) x0 + s eps; target eps - x0; the model is told s x 1000.
 """

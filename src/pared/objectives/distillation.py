@@ -29,25 +29,33 @@ class Distillation(nn.Module):
         task: what the denoiser predicts.
         output: the weight a of the prediction term.
         feature: the weight b of the feature term.
+        truth: the weight of the task term; 0 learns from the teacher alone.
     """
 
     def __init__(
-        self, task: Denoising | None = None, output: float = 0.5, feature: float = 0.5
+        self,
+        task: Denoising | None = None,
+        output: float = 0.5,
+        feature: float = 0.5,
+        truth: float = 1.0,
     ) -> None:
         super().__init__()
         self.task = task or Denoising()
-        self.output, self.feature = output, feature
+        self.output, self.feature, self.truth = output, feature, truth
         self.paths: list[str] = []
 
     def bind(self, student: nn.Module, teacher: nn.Module) -> "Distillation":
-        """Set the teacher (frozen from here on) and the layers to compare: those that the student's stack replaced.
+        """Set the teacher (frozen from here on) and the layers to compare.
+
+        Those are the attentions that the student's stack replaced.
 
         Raises:
             InputError: teacher and student aren't of one architecture.
         """
         if (mine := type(anatomy.unwrap(student))) is not (other := type(anatomy.unwrap(teacher))):
             raise InputError(
-                f"a {mine.__name__} can't be healed by a {other.__name__}; give the model it came from."
+                f"a {mine.__name__} can't be healed by a {other.__name__}; give the model it came "
+                "from."
             )
         family = anatomy.of(teacher)
         known = {s.path for s in family.sites("self_attention", "joint_attention")}
@@ -80,7 +88,7 @@ class Distillation(nn.Module):
         with captured(student.model, paths) as got:
             prediction = student.denoise(model, noised.latents, noised.timestep, condition).float()
         terms = {
-            "task": F.mse_loss(prediction, noised.target),
+            "task": self.truth * F.mse_loss(prediction, noised.target),
             "output": self.output * F.mse_loss(prediction, target),
         }
         if paths:

@@ -118,7 +118,8 @@ def check_identity(checkpoint: Path, saved: dict[str, Any], wanted: dict[str, An
         if saved.get(key) != wanted.get(key):
             raise InputError(
                 f"{checkpoint.parent} holds a run with {key}={saved.get(key)!r}, but this run has "
-                f"{key}={wanted.get(key)!r}: resume it with its own settings or choose another output folder."
+                f"{key}={wanted.get(key)!r}: resume it with its own settings or choose another "
+                "output folder."
             )
 
 

@@ -1,4 +1,4 @@
-"""Which samples a step sees: a pure function of the seed and the step, so that a run can resume anywhere."""
+"""Which samples a step sees: a pure function of seed and step, so that a run resumes anywhere."""
 
 from typing import Protocol
 
@@ -12,7 +12,7 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """The samples at `indices` (int64, shape (batch,)), as tensors with the batch dimension first.
+        """The samples at `indices` (int64, shape (batch,)), the batch dimension first.
 
         Any randomness (crops, caption dropout) must come from `generator`.
         """

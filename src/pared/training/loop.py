@@ -1,4 +1,4 @@
-"""One training loop for everything that trains here: pretraining, healing, tuning. It knows no method."""
+"""One training loop for all that trains here: pretraining, healing, tuning. It knows no method."""
 
 import json
 import signal
@@ -65,8 +65,7 @@ def train(
 
     Raises:
         InputError: no parameter matches `trainable`; the batch doesn't divide over the processes;
-        the folder
-            holds another run.
+            the folder holds another run.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +142,8 @@ def train(
         accelerator.end_training()
     if step < settings.steps and accelerator.is_main_process:
         tqdm.write(
-            f"Stopped after step {step}; the state is in {folder}. The same command goes on from there."
+            f"Stopped after step {step}; the state is in {folder}. The same command goes on from "
+            "there."
         )
     if ema is not None and step == settings.steps:
         ema.write_to_model()
@@ -162,12 +162,11 @@ def _one_step(
     step: int,
     micro: int,
 ) -> dict[str, float]:
-    """One optimizer step over `settings.accumulation` micro-batches; returns the mean loss terms."""
+    """One optimizer step over `settings.accumulation` micro-batches; gives the mean loss terms."""
     rank = accelerator.process_index
     generator = generator_for(settings.seed, step, rank)
-    set_seed(
-        int(torch.randint(2**31, (1,), generator=generator))
-    )  # dropout and anything else global
+    # For dropout and anything else that draws globally.
+    set_seed(int(torch.randint(2**31, (1,), generator=generator)))
     mine = order.indices(step)[rank :: accelerator.num_processes]
     totals: dict[str, Tensor] = {}
     for number, indices in enumerate(mine.split(micro)):
@@ -229,7 +228,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Within the context the first Ctrl-C (or SIGTERM) ends the loop after its step; a second one kills."""
+    """Within the context one Ctrl-C (or SIGTERM) ends the loop after its step, a second kills."""
     seen: list[int] = []
 
     def note(number: int, frame: object) -> None:

@@ -50,8 +50,8 @@ class TrainingSettings(BaseModel):
     def _consistent(self) -> "TrainingSettings":
         if self.batch_size % self.accumulation:
             raise ValueError(
-                f"batch_size {self.batch_size} doesn't divide into accumulation={self.accumulation} micro-batches; "
-                "choose a multiple"
+                f"batch_size {self.batch_size} doesn't divide into accumulation="
+                f"{self.accumulation} micro-batches; choose a multiple"
             )
         if self.warmup >= self.steps:
             raise ValueError(f"warmup {self.warmup} must be shorter than steps {self.steps}")

@@ -1,4 +1,4 @@
-"""Training data as the loop wants it: whole batches by index, all randomness from the given generator."""
+"""Training data as the loop wants it: whole batches by index, random by the given generator."""
 
 import hashlib
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ class ImageTextData:
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Random zoom, shift, brightness, blur and noise; `pixels` (batch, 3, size, size) in [-1, 1]."""
+    """Random zoom, shift, brightness, blur, noise; `pixels` (batch, 3, size, size) in [-1, 1]."""
     count = len(pixels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -161,7 +161,7 @@ class LatentData:
 
 @torch.no_grad()
 def encode_latents(vae, images: Tensor, batch_size: int = 128) -> tuple[Tensor, Tensor]:
-    """Scaled posterior means and standard deviations of uint8 `images`, on the autoencoder's own scale."""
+    """Posterior means and standard deviations of uint8 `images`, on the autoencoder's own scale."""
     means, stds = [], []
     shift = vae.config.shift_factor or 0.0
     for chunk in images.split(batch_size):
@@ -175,7 +175,7 @@ def encode_latents(vae, images: Tensor, batch_size: int = 128) -> tuple[Tensor, 
 def encode_text(
     text_encoder, tokenizer, captions: list[str], batch_size: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """Last hidden states (captions, tokens, width) and masks, at the length of the longest caption."""
+    """Last hidden states (captions, tokens, width) and masks, as long as the longest caption."""
     if not captions:
         raise InputError("no captions to encode; the data needs at least one.")
     ids, mask = tokenize(tokenizer, captions)

@@ -57,6 +57,7 @@ def build(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     component: str = "denoiser",
+    layers: int | None = None,
 ) -> nn.Module:
     """A component of a preset with random weights, in evaluation mode.
 
@@ -70,6 +71,7 @@ def build(
         dtype: of the weights; torch's default type if None.
         seed: of the random weights.
         component: "denoiser", "vae", "text_encoder", "text_encoder_2", ...
+        layers: keep only so many blocks of a transformer, to measure one block at full size.
 
     Raises:
         InputError: no such preset or component.
@@ -83,7 +85,7 @@ def build(
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(gpus), _default_dtype(dtype), device:
         torch.manual_seed(seed)
-        return parts[component].make().eval()
+        return parts[component].make(**({} if layers is None else {"num_layers": layers})).eval()
 
 
 @contextmanager

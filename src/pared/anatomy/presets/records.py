@@ -26,13 +26,17 @@ class Component:
     parameters: int
     tokens: int = 0
 
-    def make(self) -> nn.Module:
-        """The model, freshly initialised on the current device in the current default type."""
+    def make(self, **changes: Any) -> nn.Module:
+        """The model, freshly initialised on the current device in the current default type.
+
+        Args:
+            changes: arguments that differ from `config`.
+        """
         module, _, name = self.cls.rpartition(".")
         cls = getattr(importlib.import_module(module), name)
         if module == "transformers":
-            return cls(cls.config_class(**self.config))
-        return cls(**self.config)
+            return cls(cls.config_class(**(self.config | changes)))
+        return cls(**(self.config | changes))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ def folder_of(name: str) -> str:
         return name
     short = name.removeprefix("house:")
     if short not in names():
-        raise InputError(
-            f"there is no house model {name!r}; shipped are {', '.join('house:' + n for n in names())}."
-        )
+        shipped = ", ".join(f"house:{known}" for known in names())
+        raise InputError(f"there is no house model {name!r}; shipped are {shipped}.")
     return str(ROOT / short)

@@ -1,4 +1,4 @@
-"""The tokenizer of the house models: CLIP's own kind, trained on the captions of the emoji world."""
+"""The tokenizer of the house models: CLIP's own kind, trained on the emoji world's captions."""
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
