@@ -229,7 +229,7 @@ def _load_pipeline(
     for name in {step["target"] for step in sidecar["stack"]}:
         steps = [s for s in sidecar["stack"] if s["target"] == name]
         replaced[name] = _load_model(folder / name, steps, dtype, device)
-    keywords = {} if dtype is None else {"torch_dtype": dtype}
+    keywords = {} if dtype is None else {"dtype": dtype}
     try:
         pipeline = DiffusionPipeline.from_pretrained(
             folder, use_safetensors=True, **replaced, **keywords

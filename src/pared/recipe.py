@@ -2,7 +2,7 @@
 
 name = "house-pixart"
 [model]
-class = "diffusers.PixArtTransformer2DModel"      # built from `config`, or `from = "folder"`
+class = "diffusers.PixArtTransformer2DModel"      # built from `config`
 config = { ... }
 [data]
 source = "emoji"
@@ -13,15 +13,21 @@ size = 32
 training = { steps = 2000, batch_size = 64, learning_rate = 1e-3, ema = 0.999 }
 """
 
+import difflib
 import importlib
+import inspect
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pared.errors import InputError
 from pared.training.settings import TrainingSettings
+from pared.worlds.emoji.world import STORED_SIZE
+
+# What a recipe's model may be of.
+LIBRARIES = ("diffusers", "transformers")
 
 
 class _Table(BaseModel):
@@ -39,7 +45,7 @@ class ModelTable(_Table):
 class DataTable(_Table):
     """What it is trained on."""
 
-    source: str = "emoji"
+    source: Literal["emoji"] = "emoji"
     kind: Literal["image-text", "images", "latents"]
     split: str | None = "train"
     vae: str | None = None
@@ -47,6 +53,12 @@ class DataTable(_Table):
     drop: float = Field(
         default=0.1, ge=0, le=1, description="chance of training without the prompt"
     )
+
+    @model_validator(mode="after")
+    def _encoders(self) -> "DataTable":
+        if self.kind == "latents" and not (self.vae and self.text_encoder):
+            raise ValueError("kind 'latents' needs a vae and a text_encoder, e.g. house:vae")
+        return self
 
 
 class ObjectiveTable(_Table):
@@ -74,6 +86,12 @@ class Recipe(_Table):
     objective: ObjectiveTable
     stages: tuple[Stage, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _sizes(self) -> "Recipe":
+        if (largest := max(stage.size for stage in self.stages)) > STORED_SIZE:
+            raise ValueError(f"size {largest} is beyond the emoji world's {STORED_SIZE} pixels")
+        return self
+
 
 def read(path: str | Path) -> Recipe:
     """Read and validate a recipe file.
@@ -95,24 +113,54 @@ def read(path: str | Path) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {where or 'recipe'}: {first['msg']}.") from None
+        message = first["msg"].removeprefix("Value error, ").rstrip(".")
+        raise InputError(f"{path}: {where or 'recipe'}: {message}.") from None
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what only the libraries can tell: the model's class and configuration, the objective.
+
+    Raises:
+        InputError: one of these can't be; the message names it.
+    """
+    _model_class(recipe.model)
+    for stage in recipe.stages:
+        _objective(recipe.objective, stage.objective)
 
 
 def build(table: ModelTable):
     """The model of a recipe with seeded random weights."""
     import torch
 
-    module, _, name = table.class_.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise InputError(
-            f"there is no class {table.class_!r}; give one such as diffusers.AutoencoderKL."
-        ) from None
+    cls = _model_class(table)
     torch.manual_seed(table.seed)
-    if module == "transformers":
-        return cls(cls.config_class(**table.config))
-    return cls.from_config(table.config) if hasattr(cls, "from_config") else cls(**table.config)
+    if hasattr(cls, "from_config"):
+        return cls.from_config(table.config)
+    return cls(cls.config_class(**table.config))
+
+
+def _model_class(table: ModelTable) -> type:
+    """The class that a recipe names, once its configuration is known to fit."""
+    import torch
+
+    module, _, name = table.class_.rpartition(".")
+    # A recipe comes from anywhere: it names models, and must not get other code to run.
+    cls = getattr(importlib.import_module(module), name, None) if module in LIBRARIES else None
+    if not isinstance(cls, type) or not issubclass(cls, torch.nn.Module):
+        raise InputError(
+            f"there is no model class {table.class_!r}; give one such as diffusers.AutoencoderKL."
+        )
+    # The libraries would ignore unknown entries; but a slip must not train another model.
+    if hasattr(cls, "from_config"):
+        known = set(inspect.signature(cls.__init__).parameters)
+    else:
+        known = set(cls.config_class().to_dict())
+    for key in table.config:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "leave it out."
+            raise InputError(f"{table.class_} has no configuration entry {key!r}; {hint}")
+    return cls
 
 
 def run(recipe: Recipe, folder: str | Path):
@@ -129,9 +177,11 @@ def run(recipe: Recipe, folder: str | Path):
     from pared.training import train
 
     folder = Path(folder)
+    objectives = [_objective(recipe.objective, stage.objective) for stage in recipe.stages]
     model = build(recipe.model)
-    for number, stage in enumerate(recipe.stages, start=1):
-        objective = _objective(recipe.objective, stage.objective)
+    for number, (stage, objective) in enumerate(
+        zip(recipe.stages, objectives, strict=True), start=1
+    ):
         data, companion = _data(recipe.data, stage.size)
         result = train(model, objective, data, stage.training, folder / f"stage-{number}")
         if not result.finished:
@@ -162,7 +212,10 @@ def _objective(table: ObjectiveTable, changes: dict[str, Any]):
         "autoencoding": autoencoding.Autoencoding,
         "denoising": denoising.Denoising,
     }
-    return classes[table.name](**(table.settings | changes))
+    try:
+        return classes[table.name](**(table.settings | changes))
+    except TypeError as error:
+        raise InputError(f"the objective {table.name} can't be set so: {error}.") from None
 
 
 def _data(table: DataTable, size: int):
@@ -182,9 +235,13 @@ def _data(table: DataTable, size: int):
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    vae = AutoencoderKL.from_pretrained(folder_of(table.vae)).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(folder_of(table.text_encoder))
-    text_encoder = CLIPTextModel.from_pretrained(folder_of(table.text_encoder)).eval()
+    try:
+        vae = AutoencoderKL.from_pretrained(folder_of(table.vae)).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(folder_of(table.text_encoder))
+        text_encoder = CLIPTextModel.from_pretrained(folder_of(table.text_encoder)).eval()
+    except OSError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(f"the vae or text_encoder of the data can't be had: {reason}.") from None
     return datasets.latent_data(
         vae, text_encoder, tokenizer, world.images, world.captions, table.drop
     ), None

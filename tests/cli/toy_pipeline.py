@@ -1,4 +1,4 @@
-"""A whole text-to-image pipeline at toy size, with the house tokenizer; its pictures are 64 px noise."""
+"""A whole text-to-image pipeline at toy size, with the house tokenizer; it paints 64 px noise."""
 
 from pathlib import Path
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pared import anatomy
-from pared.bench import costs, render
+from pared.bench import bill_tables, costs
+from pared.bench.bill_tables import DENOISER, counted
 from pared.bench.costs import Cost
-from pared.bench.render import DENOISER, counted
 from pared.bench.targets import USUAL_VAE_SCALE, Target, read
 from pared.errors import InputError
 
@@ -79,7 +79,7 @@ class Bill:
         text_tokens: of the prompt as the denoiser sees it; 0 without text.
         dtype: of the denoiser's weights, as torch names it.
         lines: the costs.
-        notes: what was assumed.
+        notes: what was assumed or left out.
     """
 
     name: str
@@ -152,9 +152,9 @@ class Bill:
     def table(self, format: Format = "text") -> str:
         """The bill to read ("text", "md") or to compute with ("json", "csv")."""
         if format == "text":
-            return render.bill_text(self)
+            return bill_tables.bill_text(self)
         if format == "md":
-            return render.bill_markdown(self)
+            return bill_tables.bill_markdown(self)
         if format == "json":
             return json.dumps(self.to_dict(), indent=1)
         if format == "csv":
@@ -261,26 +261,21 @@ class Order:
             return costs.count(
                 denoiser, costs.BySite(family), lambda: family.denoise(denoiser, *example)
             )
-        except InputError:
-            raise
         except ValueError as error:  # what models say about sizes that they weren't made for
             raise InputError(
-                f"{self.target.name} can't make {self.height}x{self.width} pixels: "
+                f"{self.target.name} can't run at {self.height}x{self.width} pixels: "
                 f"{str(error).rstrip('.')}."
             ) from None
 
-    def _size(
-        self, family: Family, vae: nn.Module | None, height: int | None, width: int | None
-    ) -> None:
+    def _size(self, family: Family, vae: Any, height: int | None, width: int | None) -> None:
         """Settle on height and width in pixels, and on the latents'."""
         scale = USUAL_VAE_SCALE if vae is None else _scale(vae)
         if vae is None:
-            self.notes.append(f"{scale}x{scale} pixels per latent pixel, as most autoencoders have")
+            self.notes.append(f"a latent pixel is taken for {scale}x{scale} pixels")
         own, _, _ = family.example()
-        usual = (self.target.height, self.target.width)
-        usual = usual if all(usual) else (own.shape[-2] * scale, own.shape[-1] * scale)
-        self.height = usual[0] if height is None else height
-        self.width = usual[1] if width is None else width
+        usual = self.target.size or (own.shape[-2] * scale, own.shape[-1] * scale)
+        self.height: int = usual[0] if height is None else height
+        self.width: int = usual[1] if width is None else width
         # On a throw-away model: asking for a grid leaves a hook.
         patch = max((family.grid(site).patch for site in family.sites()), default=1)
         _whole(self.target.name, "height", self.height, scale * patch)
@@ -288,14 +283,14 @@ class Order:
         self.latent = (self.height // scale, self.width // scale)
 
     def _prompt(
-        self, family: Family, encoders: dict[str, nn.Module], given: int | None
+        self, family: Family, encoders: dict[str, Any], given: int | None
     ) -> dict[str, int]:
         """Settle on the prompt's length; returns that of every text encoder.
 
         An encoder with a table of positions is always given full prompts. Where the family's usual
         prompt is longer than what the others read, the denoiser gets both, one after the other.
         """
-        self.text_tokens = None
+        self.text_tokens: int | None = None
         free = self.target.prompt
         limits = {name: _limit(encoder, free) for name, encoder in encoders.items()}
         longest = max((limit for limit in limits.values() if limit), default=0)
@@ -314,13 +309,13 @@ class Order:
             self.text_tokens = free + before if free is not None else longest or usual
         return {n: limit or max(1, self.text_tokens - before) for n, limit in limits.items()}
 
-    def _encoding(self, name: str, encoder: nn.Module, tokens: int) -> Line:
+    def _encoding(self, name: str, encoder: Any, tokens: int) -> Line:
         ids = torch.zeros(self.batch, tokens, dtype=torch.long, device="meta")
         spent = costs.count(encoder, costs.Whole(), lambda: encoder(input_ids=ids))
         # Once for the prompt and once for the negative one.
         return _line(name, "encode", spent[costs.OTHER], min(self.passes, 2))
 
-    def _decoding(self, vae: nn.Module) -> Line:
+    def _decoding(self, vae: Any) -> Line:
         kind = next(vae.parameters()).dtype
         channels = vae.config.latent_channels
         latents = torch.empty(self.batch, channels, *self.latent, dtype=kind, device="meta")
@@ -332,13 +327,13 @@ def _line(part: str, kind: str, cost: Cost, passes: int) -> Line:
     return Line(part=part, kind=kind, passes=passes, **asdict(cost))
 
 
-def _scale(vae: nn.Module) -> int:
+def _scale(vae: Any) -> int:
     """Pixels per latent pixel and side."""
     stages = getattr(vae.config, "block_out_channels", ())
     return getattr(vae, "spatial_compression_ratio", None) or 2 ** max(0, len(stages) - 1)
 
 
-def _limit(encoder: nn.Module, free: int | None) -> int | None:
+def _limit(encoder: Any, free: int | None) -> int | None:
     """Tokens that a text encoder has a table of positions for; None if it takes any number."""
     limit = getattr(encoder.config, "max_position_embeddings", None)
     # Language models have a limit far beyond any prompt.

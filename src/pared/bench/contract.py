@@ -229,7 +229,7 @@ def _generator() -> torch.Generator:
 
 
 def _converted(method: Conversion, family: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A converted toy, its weights stirred: a branch that starts at zero would hide its mistakes."""
+    """A converted toy, its weights stirred: branches that start at zero would hide mistakes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = convert(_toy(family, dtype), method)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pared.bench.render import memory, short
+from pared.bench.bill_tables import memory, short
 
 
 class Figure(NamedTuple):
@@ -40,6 +40,7 @@ class Column:
         form: writes a value.
         better: which way is better, if either is.
         about: one sentence for those who wonder.
+        group: what it belongs with.
         short: whether it belongs in the table as text, which must stay narrow.
     """
 
@@ -48,6 +49,7 @@ class Column:
     form: Callable[[float], str]
     better: Literal["higher", "lower"] | None
     about: str
+    group: str
     short: bool = True
 
 
@@ -100,40 +102,45 @@ def macs(value: float) -> str:
     return short(value, "MACs")
 
 
+TIME, COST = "Time", "Cost"
+PAIRS, SETS = "Closeness to the base, picture by picture", "Pictures as a set"
+
 COLUMNS = (
-    Column("seconds", "time", seconds, "lower", "Median duration of one whole call."),
-    Column("ratio", "speed", times, "higher", "Base over this arm, round by round; above 1 is faster."),
-    Column("passes", "passes", _count, "lower", "Evaluations of the denoiser for one image."),
-    Column("call_seconds", "one pass", seconds, "lower", "Median duration of one denoiser call.", False),
-    Column("call_ratio", "speed of a pass", times, "higher", "The same as a ratio to the base."),
+    Column("seconds", "time", seconds, "lower", "One whole call.", TIME),
+    Column("ratio", "speed", times, "higher",
+           "Base over this arm, round by round; above 1 is faster.", TIME),
+    Column("call_seconds", "one pass", seconds, "lower", "One call of the denoiser.", TIME, False),
+    Column("call_ratio", "speed of a pass", times, "higher", "The same over the base's.", TIME, False),
     Column("floor", "over the floor", times, "lower",
-           "One denoiser call as a multiple of the least time that this machine's own matrix rate "
-           "and memory bandwidth allow.", False),
+           "One pass over the least time that this machine's own matrix rate and memory bandwidth "
+           "allow.", TIME, False),
+    Column("passes", "passes", _count, "lower", "Evaluations of the denoiser for one image.", COST),
     Column("macs_per_pass", "MACs per pass", macs, "lower",
-           "Multiply-adds of the denoiser for one sample, on average over its passes."),
+           "Multiply-adds of the denoiser, on average over its passes.", COST),
     Column("macs_per_image", "MACs per image", macs, "lower",
-           "Multiply-adds of the whole call, text encoder and decoder included.", False),
-    Column("parameters", "parameters", short, "lower", "Of the denoiser."),
-    Column("weight_bytes", "weights", memory, "lower", "Memory of the denoiser's weights.", False),
-    Column("peak_bytes", "peak memory", memory, "lower", "Beyond what was held before the call.", False),
-    Column("psnr", "PSNR (dB)", _decibels, "higher", "To the base's picture from the same noise."),
-    Column("ssim", "SSIM", _three, "higher", "To the base's picture from the same noise."),
+           "Multiply-adds of the whole call, text encoder and decoder included.", COST, False),
+    Column("parameters", "parameters", short, "lower", "Of the denoiser.", COST),
+    Column("weight_bytes", "weights", memory, "lower", "Of the denoiser.", COST, False),
+    Column("peak_bytes", "peak memory", memory, "lower",
+           "Beyond what was held before the call.", COST, False),
+    Column("psnr", "PSNR (dB)", _decibels, "higher", "Of the pixels.", PAIRS),
+    Column("ssim", "SSIM", _three, "higher", "Of the local structure; 1 is equal.", PAIRS),
     Column("relative_mse", "relative MSE", _significant, "lower",
-           "Squared error over the energy of the base's picture.", False),
-    Column("judge_cosine", "judge cosine", _three, "higher",
-           "Of the judge's features, with the base's picture from the same noise."),
+           "Squared error over the energy of the base's picture.", PAIRS, False),
+    Column("judge_cosine", "judge cosine", _three, "higher", "Of the judge's features.", PAIRS),
     Column("sharpness", "sharpness", _three, None,
-           "Energy of fine detail over the base's: below 1 is blurred."),
+           "Energy of fine detail over the base's: below 1 is blurred, above is noisy.", PAIRS),
     Column("mmd_base", "MMD to base", _significant, "lower",
-           "1000 x unbiased MMD^2 of judge features, to the base's pictures as a set."),
+           "1000 times the unbiased MMD^2 of the judge's features.", SETS),
     Column("frechet_base", "Frechet to base", _significant, "lower",
-           "Frechet distance of judge features, to the base's pictures as a set."),
+           "Frechet distance of the judge's features.", SETS),
     Column("mmd_reference", "MMD to real", _significant, "lower",
-           "1000 x unbiased MMD^2 of judge features, to the real pictures."),
+           "The same to real pictures.", SETS),
     Column("frechet_reference", "Frechet to real", _significant, "lower",
-           "Frechet distance of judge features, to the real pictures."),
-    Column("top1", "top-1", _percent, "higher", "The judge finds the prompt first among all captions."),
-    Column("top5", "top-5", _percent, "higher", "The judge finds the prompt among the first five."),
+           "The same to real pictures.", SETS),
+    Column("top1", "top-1", _percent, "higher",
+           "How often the judge ranks the prompt first among the captions.", SETS),
+    Column("top5", "top-5", _percent, "higher", "How often among the first five.", SETS),
 )  # fmt: skip
 
 BY_KEY = {column.key: column for column in COLUMNS}

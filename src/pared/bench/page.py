@@ -31,13 +31,13 @@ class Section:
         title: its heading.
         html: its content, which must be safe: escape what isn't yours.
         lead: a sentence under the heading, as plain text.
-        wide: whether it may be wider than a column of text.
+        half: whether it takes half of a wide page; two such sections in a row stand side by side.
     """
 
     title: str
     html: str
     lead: str = ""
-    wide: bool = False
+    half: bool = False
 
     @property
     def anchor(self) -> str:
@@ -98,9 +98,9 @@ def render(
 
 def _section(section: Section) -> str:
     lead = f'<p class="lead">{escape(section.lead)}</p>' if section.lead else ""
-    wide = ' class="wide"' if section.wide else ""
+    half = ' class="half"' if section.half else ""
     return (
-        f'<section id="{section.anchor}"{wide}><h2>{escape(section.title)}</h2>{lead}'
+        f'<section id="{section.anchor}"{half}><h2>{escape(section.title)}</h2>{lead}'
         f"{section.html}</section>"
     )
 

@@ -38,8 +38,10 @@ class Size:
     text: int = 13
 
 
-WIDE = Size(760, 400)
+WIDE = Size(560, 360)
 NARROW = Size(360, 320, left=54, right=12, ticks=4, text=12)
+# Of stacked bars, which take the whole page.
+BROAD = Size(1100, 400)
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class _Frame:
         middle = (size.left + right) / 2
         parts.append(_text(middle, size.height - 8, x.label, "label", "middle"))
         # Above the axis, not along it: nobody reads sideways.
-        parts.append(_text(4, 14, y.label, "label", "start"))
+        parts.append(_text(0, 14, y.label, "label", "start"))
         return "".join(parts)
 
 
@@ -329,7 +331,8 @@ def scatter_plot(
     def draw(size: Size) -> str:
         frame = _Frame.around(size, x, y, xs, ys)
         places = [(frame.x(p.x), frame.y(p.y)) for p in points]
-        parts = [frame.draw(), _corner(size, corner)]
+        hint, hint_box = _corner(size, corner)
+        parts = [frame.draw(), hint]
         if len(best) > 1:
             joined = sorted(places[number] for number in best)
             path = "M" + "L".join(f"{px:g} {py:g}" for px, py in joined)
@@ -337,21 +340,27 @@ def scatter_plot(
         parts += [_error_bars(frame, point) for point in points]
         for number, point in enumerate(points):
             parts.append(_marker(places[number], point, number in best))
-        parts += _labels(size, places, points)
+        parts += _labels(size, places, points, hint_box)
         return "".join(parts)
 
     return _both(draw, label, WIDE, NARROW)
 
 
-def _corner(size: Size, corner: str) -> str:
+Box = tuple[float, float, float, float]
+
+
+def _corner(size: Size, corner: str) -> tuple[str, Box]:
+    """The arrow to the good corner, and the box that it fills."""
     if not corner:
-        return ""
+        return "", (0, 0, 0, 0)
     top, left = "top" in corner, "left" in corner
     arrow = {(1, 1): "↖", (1, 0): "↗", (0, 1): "↙", (0, 0): "↘"}[top, left]
     at = size.left + 8 if left else size.width - size.right - 8
     high = size.top + 14 if top else size.height - size.bottom - 10
     words = f"{arrow} better" if left else f"better {arrow}"
-    return _text(at, high, words, "hint", "start" if left else "end")
+    anchor = "start" if left else "end"
+    box = _box((at, high, anchor), len(words) * size.text * LETTER, size.text)
+    return _text(at, high, words, "hint", anchor), box
 
 
 def _error_bars(frame: _Frame, point: Point) -> str:
@@ -374,10 +383,10 @@ def _marker(place: tuple[float, float], point: Point, is_best: bool) -> str:
 
 
 def _labels(
-    size: Size, places: Sequence[tuple[float, float]], points: Sequence[Point]
+    size: Size, places: Sequence[tuple[float, float]], points: Sequence[Point], hint: Box
 ) -> list[str]:
     """Names beside their points, each where it collides least with points and earlier names."""
-    taken = [(x - 9, y - 9, x + 9, y + 9) for x, y in places]
+    taken = [hint, *((x - 9, y - 9, x + 9, y + 9) for x, y in places)]
     parts = []
     for (x, y), point in zip(places, points, strict=True):
         width = len(point.label) * size.text * LETTER
@@ -394,9 +403,6 @@ def _labels(
         at_x, at_y, anchor = choices[chosen]
         parts.append(_text(at_x, at_y, point.label, "name", anchor))
     return parts
-
-
-Box = tuple[float, float, float, float]
 
 
 def _box(choice: tuple[float, float, str], width: float, text: float) -> Box:
@@ -438,22 +444,27 @@ def bar_plot(
     longest = max((sum(value for _, value in bar.parts) for bar in bars), default=0) or 1.0
 
     def draw(size: Size) -> str:
+        # On narrow screens the notes stand above the bars, which else had no room.
+        beside = size.width > NARROW.width
         notes = max((len(bar.note) for bar in bars), default=0) * size.text * LETTER
-        room = size.width - 6 - notes - 12
+        room = size.width - (notes + 18 if beside else 0)
         parts = []
         for number, bar in enumerate(bars):
             top = 6 + number * 58
+            width = sum(value for _, value in bar.parts) / longest * room
+            note = (width + 8, top + 36, "start") if beside else (size.width, top + 12, "end")
             parts.append(_text(0, top + 12, bar.name, "name", "start"))
-            parts.append(_bar(bar, kinds, form, top + 20, room / longest, size))
+            parts.append(_bar(bar, kinds, form, top + 20, room / longest))
+            parts.append(_text(*note[:2], bar.note, "tick", note[2]))
         return "".join(parts)
 
     height = 12 + 58 * len(bars)
-    wide, narrow = (replace(size, height=height) for size in (WIDE, NARROW))
-    return _both(draw, label, wide, narrow)
+    broad, narrow = (replace(size, height=height) for size in (BROAD, NARROW))
+    return _both(draw, label, broad, narrow)
 
 
 def _bar(
-    bar: Bar, kinds: Sequence[str], form: Callable[[float], str], top: float, unit: float, size: Size
+    bar: Bar, kinds: Sequence[str], form: Callable[[float], str], top: float, unit: float
 ) -> str:
     total, x, parts = sum(value for _, value in bar.parts), 0.0, []
     for kind, value in sorted(bar.parts, key=lambda part: kinds.index(part[0])):
@@ -464,19 +475,20 @@ def _bar(
             f'height="22"><title>{escape(about)}</title></rect>'
         )
         x += width
-    return "".join(parts) + _text(x + 8, top + 16, bar.note, "tick", "start")
+    return "".join(parts)
 
 
 def interval_gauge(
     value: float, low: float, high: float, span: float, colour: int, about: str
 ) -> str:
     """A ratio and its interval around 1, on a logarithmic scale from 1/span to span."""
-    width, height = 200, 22
+    width, height = 240, 34
     scale = _Scale(1 / span, span, True, 6, width - 6)
     ends = [scale(min(max(each, 1 / span), span)) for each in (low, value, high)]
     return (
         f'<svg class="gauge s{colour % COLOURS}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(about)}"><path class="grid" d="M6 11H{width - 6}"/>'
-        f'<path class="one" d="M{scale(1)} 2V20"/>'
-        f'<path class="range" d="M{ends[0]} 11H{ends[2]}"/>{_dot(ends[1], 11, about, "dot", 5)}</svg>'
+        f'<path class="one" d="M{scale(1)} 3V19"/>{_text(scale(1), 32, "base", "tick", "middle")}'
+        f'<path class="range" d="M{ends[0]} 11H{ends[2]}"/>{_dot(ends[1], 11, about, "dot", 5.5)}'
+        f'{_text(6, 32, "slower", "tick", "start")}{_text(width - 6, 32, "faster", "tick", "end")}</svg>'
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pared.bench.figures import COLUMNS, Column, Figure
-from pared.bench.render import columns
+from pared.bench.bill_tables import columns
 from pared.errors import InputError
 
 if TYPE_CHECKING:

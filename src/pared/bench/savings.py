@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from pared import info, method
-from pared.bench import costs, render
+from pared.bench import bill_tables, costs
 from pared.bench.bill import Bill, Order
 from pared.bench.targets import read
 from pared.errors import InputError
@@ -96,7 +96,7 @@ class Savings(list[Saving]):
         if format == "json":
             content = {"savings": [each.to_dict() for each in self], "refused": self.refused}
             return json.dumps(content, indent=1)
-        return render.savings_text(self)
+        return bill_tables.savings_text(self)
 
     def __str__(self) -> str:
         return self.table()

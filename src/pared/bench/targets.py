@@ -7,7 +7,7 @@ import difflib
 import importlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,21 +39,20 @@ class Target:
         encoders: build the text encoders, by name.
         steps: of the denoiser per image.
         passes: of the denoiser per step; 2 with classifier-free guidance.
-        height: of the picture in pixels; None leaves it to the denoiser's own sample size.
-        width: likewise.
+        size: height and width of the picture in pixels; None leaves it to the denoiser's own
+            sample size.
         text_tokens: of the prompt as the denoiser sees it; None leaves it to the family.
         prompt: tokens that a text encoder without a limit of its own reads.
-        notes: what was assumed.
+        notes: what was assumed or left out.
     """
 
     name: str
     denoiser: Build
     vae: Build | None = None
-    encoders: dict[str, Build] = field(default_factory=dict)
+    encoders: Mapping[str, Build] = field(default_factory=dict)
     steps: int = 1
     passes: int = 1
-    height: int | None = None
-    width: int | None = None
+    size: tuple[int, int] | None = None
     text_tokens: int | None = None
     prompt: int | None = None
     notes: tuple[str, ...] = ()
@@ -96,8 +95,7 @@ def _of_preset(name: str) -> Target:
         encoders=builds,
         steps=preset.steps,
         passes=preset.passes,
-        height=preset.height,
-        width=preset.width,
+        size=(preset.height, preset.width),
         text_tokens=preset.text_tokens or None,
         prompt=max((part.tokens for part in preset.text_encoders), default=None),
     )
@@ -123,7 +121,7 @@ def _of_pipeline(name: str, pipeline: type, builds: dict[str, Build], others: li
         steps=defaults.get("num_inference_steps", 1),
         passes=_passes(defaults),
         prompt=defaults.get("max_sequence_length"),
-        notes=(f"nothing for {', '.join(others)}, which this bill leaves out",) if others else (),
+        notes=(f"{', '.join(others)} not included",) if others else (),
     )
 
 
@@ -135,7 +133,7 @@ def _passes(defaults: dict[str, Any]) -> int:
 
 
 def _of_denoiser(name: str, build: Build) -> Target:
-    note = "a denoiser alone: one pass, without autoencoder and text encoders"
+    note = "a denoiser alone, without autoencoder and text encoders"
     return Target(name=name, denoiser=build, notes=(note,))
 
 
@@ -150,31 +148,33 @@ def _is_billed(component: str) -> bool:
 def _live(model: nn.Module) -> Build:
     """Builds a twin of a model, with the conversions that it carries."""
     model = anatomy.unwrap(model)
-    cls, config = type(model), getattr(model, "config", None)
+    cls: Any = type(model)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict"):
         # A copy, since transformers writes into the configuration it builds from.
         config = type(config).from_dict(config.to_dict())
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    # Weights in a byte or less are a way of storing; their model computes in something wider.
+    wide = (p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize > 1)
+    own = next(wide, torch.float32)
     return partial(_rebuild, cls, config, tuple(method.stack_of(model)), own)
 
 
 def _rebuild(
-    cls: type,
+    cls: Any,
     config: Any,
     stack: tuple[method.Conversion, ...],
     own: torch.dtype,
     dtype: torch.dtype | None,
 ) -> nn.Module:
     """A model on the meta device, from its class and configuration."""
-    with torch.device("meta"):
-        if hasattr(cls, "from_config"):
-            model = cls.from_config(config)
-        elif hasattr(cls, "config_class"):
-            model = cls(config)
-        else:
-            raise InputError(f"a {cls.__name__} can't be rebuilt from its configuration.")
-    model = model.to(dtype or own).eval()
-    return method.convert(model, *stack) if stack else model
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or own)
+    try:
+        with torch.device("meta"):
+            model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    finally:
+        torch.set_default_dtype(before)
+    return method.convert(model.eval(), *stack) if stack else model.eval()
 
 
 # Folders --------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def _of_folder(name: str | Path) -> Target:
         # What has a configuration of this name is a model; schedulers and tokenizers have others.
         models = {part for part in index if (folder / part / "config.json").exists()}
         builds = {
-            part: _stored(folder / part, *index[part], _steps(folder, part))
+            part: _stored(folder / part, index[part][0], index[part][1], _steps(folder, part))
             for part in sorted(filter(_is_billed, models))
         }
         return _of_pipeline(str(name), cls, builds, sorted(models - builds.keys()))
@@ -223,7 +223,7 @@ def _steps(folder: Path, part: str) -> list[dict[str, Any]]:
     return [step for step in _json(folder / SIDECAR)["stack"] if step["target"] == part]
 
 
-def _class(library: str, name: str | None, folder: Path) -> type:
+def _class(library: str, name: str | None, folder: Path) -> Any:
     # A folder names its libraries; no other code than these two is run for it.
     cls = None
     if library in ("diffusers", "transformers") and name:

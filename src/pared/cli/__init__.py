@@ -1,6 +1,6 @@
 """The command line: `pared`. One file per command, imported only when that command runs.
 
-So `pared --help` and shell completion stay instant: the lines that describe the commands stand here.
+So `pared --help` and shell completion stay instant; the lines that they show stand here.
 """
 
 import difflib

@@ -37,8 +37,8 @@ class MethodName(click.ParamType):
 
     name = "method"
 
-    def __init__(self, *kinds: str) -> None:
-        self.kinds = kinds
+    def __init__(self, kind: str | None = None) -> None:
+        self.kind = kind
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -46,20 +46,24 @@ class MethodName(click.ParamType):
         return [
             CompletionItem(record.slug, help=record.summary)
             for record in info.registry().values()
-            if record.slug.startswith(incomplete) and (not self.kinds or record.kind in self.kinds)
+            if record.slug.startswith(incomplete) and self.kind in (None, record.kind)
         ]
 
 
-def with_option(*kinds: str, required: bool = False):
-    """`--with SPEC`, repeatable; completes the methods of the given kinds."""
+def with_option(kind: str, required: bool = False):
+    """`--with SPEC`, repeatable; completes the methods of one kind."""
+    examples = {
+        "conversion": "A method, e.g. edit or edit:r=8,key=none; repeat to combine several.",
+        "runtime": "A run-time method (`pared methods --kind runtime`); repeat to combine several.",
+    }
     return click.option(
         "--with",
         "specs",
         multiple=True,
         required=required,
         metavar="SPEC",
-        type=MethodName(*kinds),
-        help="A method, e.g. edit or edit:r=8,key=none; repeat to combine several.",
+        type=MethodName(kind),
+        help=examples[kind],
     )
 
 

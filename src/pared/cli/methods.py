@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pared import claims, info
+from pared import info, results
 from pared.cli import common
 from pared.errors import InputError
 from pared.info import Info
@@ -66,8 +66,8 @@ def _of_family(family: str | None) -> list[Info]:
 
 def _row(record: Info) -> tuple[str, ...]:
     families = ", ".join(record.families)
-    found = claims.outcomes(record)
-    state = claims.state(found)
+    found = results.outcomes(record)
+    state = results.worst(found)
     if found and state != "not measured":
         state += f" ({sum(claim.state == 'holds' for claim in found)} of {len(found)} hold)"
     return (
@@ -78,7 +78,7 @@ def _row(record: Info) -> tuple[str, ...]:
 
 def _summary(record: Info) -> dict[str, Any]:
     """What the list has of a method."""
-    found = claims.outcomes(record)
+    found = results.outcomes(record)
     return {
         "slug": record.slug,
         "class": record.cls,
@@ -88,7 +88,7 @@ def _summary(record: Info) -> dict[str, Any]:
         "families": list(record.families),
         "maturity": record.maturity,
         "summary": record.summary,
-        "state": claims.state(found),
+        "state": results.worst(found),
         "claims": {claim.key: claim.state for claim in found},
     }
 
@@ -103,7 +103,7 @@ def _details(record: Info) -> dict[str, Any]:
         "training": record.training,
         "exact": record.exact,
         "settings": schema.get("properties", {}),
-        "outcomes": [claim.to_dict() for claim in claims.outcomes(record)],
+        "outcomes": [claim.to_dict() for claim in results.outcomes(record)],
     }
 
 
@@ -125,7 +125,7 @@ def _explain(method: dict[str, Any]) -> None:
     if method["settings"]:
         click.echo()
         rows = [
-            (name, _allowed(field), _default(field), field.get("description", ""))
+            (name, allowed(field), default(field), field.get("description", ""))
             for name, field in method["settings"].items()
         ]
         common.print_table(("setting", "values", "default", "meaning"), rows)
@@ -145,17 +145,17 @@ def _ours(claim: dict[str, Any]) -> str:
     return f"{claim['ours']:.3g}{spread}"
 
 
-def _allowed(field: dict[str, Any]) -> str:
+def allowed(field: dict[str, Any]) -> str:
     """The values of a setting, from its JSON schema: `integer >= 1`, `cf | sc | none`."""
     if "anyOf" in field:
-        return " or ".join(_allowed(choice) for choice in field["anyOf"])
+        return " or ".join(allowed(choice) for choice in field["anyOf"])
     if "enum" in field:
         return " | ".join(map(str, field["enum"]))
     if "const" in field:
         return str(field["const"])
     if field.get("type") == "array":
         items = field.get("items", {})
-        return f"list of {_allowed(items)}" if items else "list"
+        return f"list of {allowed(items)}" if items else "list"
     signs = (
         ("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"),
     )  # fmt: skip
@@ -163,7 +163,7 @@ def _allowed(field: dict[str, Any]) -> str:
     return " ".join([field.get("type", "any"), " and ".join(limits)]).strip()
 
 
-def _default(field: dict[str, Any]) -> str:
+def default(field: dict[str, Any]) -> str:
     """A setting's default, as it would be written in a spec."""
     if "default" not in field:
         return "(required)"

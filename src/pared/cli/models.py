@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,7 +39,7 @@ class Source:
 
     @property
     def is_pipeline(self) -> bool:
-        """Whether it's a whole pipeline and not a bare denoiser (of a hub id: taken for granted)."""
+        """Whether it's a whole pipeline, not a single model (a hub id is taken for one)."""
         if self.kind == "folder":
             return (Path(self.place) / "model_index.json").exists()
         return self.kind == "hub"
@@ -52,8 +54,12 @@ class Source:
             return presets.build(self.place, device, dtype)
         from pared.checkpoint import load
 
-        folder = self.place if self.kind == "folder" else _fetched(self.place)
-        return load(folder, dtype, device)
+        with _quiet_diffusers() if self.name.startswith("house:") else nullcontext():
+            return load(self.folder(), dtype, device)
+
+    def folder(self) -> Path:
+        """The local folder, downloaded where a model of the hub isn't cached (not for presets)."""
+        return _fetched(self.place) if self.kind == "hub" else Path(self.place)
 
     def without_weights(self) -> str:
         """What tells the model's shape without loading or downloading it: a preset or a folder.
@@ -120,13 +126,8 @@ def locate(name: str) -> Source:
         return Source(name, "folder", str(path))
     if path.exists():
         raise InputError(f"{name} is a file; give the folder of a model.")
-    # `runs/student` with a folder `runs` here is a slip in a path, not something to ask the hub for.
+    # With a folder `runs` here, `runs/studnet` is a slip in a path and nothing to ask the hub for.
     if HUB_ID.fullmatch(name) and not path.parent.is_dir():
-        if _offline() and _cached(name) is None:
-            raise InputError(
-                f"{name} isn't in this machine's cache and HF_HUB_OFFLINE is set; give a folder, or "
-                "unset it to download."
-            )
         return Source(name, "hub", name)
     raise InputError(_unknown(name, path))
 
@@ -150,38 +151,46 @@ def _unknown(name: str, path: Path) -> str:
     )
 
 
-def _fetched(hub_id: str) -> str:
+def _fetched(hub_id: str) -> Path:
     """The local folder of a pipeline on the hub, downloaded where it isn't cached."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE and _cached(hub_id) is None:  # known without the slow import below
+        raise InputError(
+            f"{hub_id} isn't in this machine's cache and HF_HUB_OFFLINE is set; give a folder, or "
+            "unset it to download."
+        )
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     from pared.checkpoint import SIDECAR
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what it warns of is said below, once
     try:
-        folder = DiffusionPipeline.download(hub_id, use_safetensors=True)
+        with _quiet_diffusers():  # what it warns of is said below, once
+            folder = DiffusionPipeline.download(hub_id, use_safetensors=True)
     except (OSError, ValueError, HfHubHTTPError):
         raise InputError(
             f"{hub_id} can't be had: it isn't in this machine's cache, and the hub has no such "
             "pipeline or can't be reached; check the name, or give a folder."
         ) from None
+    # Of a converted model the weights fit only together with its sidecar.
+    with suppress(EntryNotFoundError, HfHubHTTPError):
+        hf_hub_download(hub_id, SIDECAR)
+    return Path(folder)
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Within the context diffusers' warnings are held back."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
-    try:
-        # Of a converted model the weights fit only together with its sidecar.
-        hf_hub_download(hub_id, SIDECAR)
-    except (EntryNotFoundError, HfHubHTTPError):
-        pass
-    return folder
-
-
-def _offline() -> bool:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    return HF_HUB_OFFLINE
 
 
 def _cached(hub_id: str) -> Path | None:

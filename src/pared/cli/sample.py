@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Mapping
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from pared.errors import InputError
 
 # Sample sizes for which PixArt pipelines have a table of aspect ratios; they refuse all others.
 BINNED = (32, 64, 128, 256)
+# Of autoencoders whose configuration doesn't tell: 8 pixels per latent pixel.
+USUAL_STAGES = (1, 1, 1, 1)
 
 
 @click.command()
@@ -63,9 +68,9 @@ def command(
     _check_output(output, len(prompts))
     where = common.device_of(device)
     methods = common.methods_of(specs, "runtime")
-    pipeline = source.load(common.dtype_of(dtype), where)
     seed = call.pop("seed")
-    arguments = _arguments(pipeline, model, call)
+    arguments = _arguments(source.folder(), model, call)
+    pipeline = source.load(common.dtype_of(dtype), where)
 
     import torch
 
@@ -102,16 +107,14 @@ def _check_output(output: Path, count: int) -> None:
     common.check_writable(output)
 
 
-def _arguments(pipeline: Any, model: str, call: dict[str, Any]) -> dict[str, Any]:
-    """The call's arguments under the pipeline's names.
+def _arguments(folder: Path, model: str, call: dict[str, Any]) -> dict[str, Any]:
+    """The call's arguments under the pipeline's names, from its configuration alone.
 
     Raises:
-        InputError: the pipeline takes no prompt or not one of the options, or a size doesn't divide.
+        InputError: the pipeline takes no prompt or lacks an option, or a size doesn't divide.
     """
-    from pared.method import denoiser
-
-    takes = inspect.signature(pipeline.__call__).parameters
-    kind = type(pipeline).__name__
+    kind = _config(folder, "model_index.json").get("_class_name")
+    takes = _call_of(kind, model)
     if "prompt" not in takes:
         raise InputError(
             f"{model} is a {kind}, which takes no prompt; give a text-to-image pipeline."
@@ -121,14 +124,41 @@ def _arguments(pipeline: Any, model: str, call: dict[str, Any]) -> dict[str, Any
     for option in given:
         if names.get(option, option) not in takes:
             raise InputError(f"{model} is a {kind}, which takes no --{option}; leave it out.")
-    config = denoiser(pipeline).config
-    unit = getattr(pipeline, "vae_scale_factor", 8) * (config.get("patch_size") or 1)
-    for option in ("height", "width"):
-        if given.get(option, 0) % unit:
+    denoiser = _config(folder, "transformer/config.json") | _config(folder, "unet/config.json")
+    stages = _config(folder, "vae/config.json").get("block_out_channels", USUAL_STAGES)
+    unit = 2 ** (len(stages) - 1) * (denoiser.get("patch_size") or 1)
+    for side in ("height", "width"):
+        if given.get(side, 0) % unit:
             raise InputError(
-                f"--{option} {given[option]} doesn't work with {model}; give a multiple of {unit}."
+                f"--{side} {given[side]} doesn't work with {model}; give a multiple of {unit}."
             )
     arguments = {names.get(option, option): value for option, value in given.items()}
-    if "use_resolution_binning" in takes and config.get("sample_size") not in BINNED:
+    if "use_resolution_binning" in takes and denoiser.get("sample_size") not in BINNED:
         arguments["use_resolution_binning"] = False
+    if "clean_caption" in takes and find_spec("bs4") is None:
+        # What the pipeline would do itself, with a warning for every prompt.
+        arguments["clean_caption"] = False
     return arguments
+
+
+def _call_of(kind: Any, model: str) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a pipeline's call, by the name of its class."""
+    import diffusers
+
+    cls = getattr(diffusers, kind, None) if isinstance(kind, str) else None
+    if cls is None:
+        raise InputError(
+            f"{model} is a {kind}, which diffusers doesn't have; give a pipeline of its own."
+        )
+    return inspect.signature(cls.__call__).parameters
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        return json.loads((folder / name).read_text())
+    except FileNotFoundError:  # not every pipeline has every part
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder / name} can't be read ({error}); copy the model again."
+        ) from None

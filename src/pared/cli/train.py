@@ -34,6 +34,7 @@ def command(ctx: click.Context, recipe: Path, output: Path | None) -> None:
     common.check_writable(folder)
     if folder.is_file():
         raise InputError(f"{folder} is a file; give the name of a folder.")
+    recipes.check(plan)
     steps = sum(stage.training.steps for stage in plan.stages)
     stages = f"{len(plan.stages)} stages" if len(plan.stages) > 1 else "1 stage"
     click.echo(f"{plan.name}: {plan.model.class_}, {steps} steps in {stages}, to {folder}")

@@ -4,9 +4,12 @@ from torch import Tensor
 
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """(batch, height * width, channels) as a (batch, channels, height, width) view."""
-    batch, _, channels = tokens.shape
-    return tokens.transpose(1, 2).view(batch, channels, height, width)
+    """(batch, height * width, channels) as a (batch, channels, height, width) view.
+
+    The view is in channels-last memory with every stride in order, batches of one included, so
+    that convolutions take it as it is; `transpose(1, 2).view(...)` would make them copy.
+    """
+    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def to_tokens(feature_map: Tensor) -> Tensor:

@@ -14,27 +14,35 @@ import torch
 from torch import Tensor
 
 
-def linear_attention(query: Tensor, key: Tensor, value: Tensor, eps: float = 1e-15) -> Tensor:
-    """Weighted mean of `value` with weights query . key, in float32, in time linear in tokens.
+def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Weighted mean of `value` with weights query . key, in time linear in tokens.
+
+    Sums are taken in float32 (in float64 where the inputs are). Without gradients bfloat16 is kept
+    between the two products, which accumulate in float32 all the same: that costs an error of half
+    a percent and saves half the time.
 
     Args:
         query: non-negative features, (batch, heads, queries, channels).
         key: non-negative features, (batch, heads, keys, channels).
         value: (batch, heads, keys, value channels).
-        eps: added to the denominator; a query whose features are all zero gives zero.
 
     Returns:
-        (batch, heads, queries, value channels), in the type of `value`.
+        (batch, heads, queries, value channels), in the type of `value`. A query whose features are
+        all zero gives zero.
     """
+    dtype = value.dtype
+    differentiated = torch.is_grad_enabled() and (query.requires_grad or value.requires_grad)
+    if dtype == torch.float16 or (dtype == torch.bfloat16 and differentiated):
+        query, key, value = query.float(), key.float(), value.float()
     with full_precision(value):
-        # Both sums are divided by the number of keys: the ratio stays, and long sequences can't
-        # overflow.
-        k = key.float() / key.shape[-2]
-        state = k.transpose(-1, -2) @ value.float()  # (batch, heads, channels, value channels)
-        total = k.sum(dim=-2).unsqueeze(-1)  # (batch, heads, channels, 1)
-        q = query.float()
-        y = (q @ state) / (q @ total + eps)
-    return clipped(y, value.dtype)
+        # Means over keys instead of sums: the ratio stays, and long sequences can't overflow.
+        key = key / key.shape[-2]
+        state = key.transpose(-1, -2) @ value  # (batch, heads, channels, value channels)
+        total = key.sum(dim=-2, dtype=torch.promote_types(key.dtype, torch.float32))
+        # The denominator is one more column of the same product.
+        y = query @ torch.cat([state, total.unsqueeze(-1).to(state.dtype)], dim=-1)
+        numerator, denominator = y.split([value.shape[-1], 1], dim=-1)
+        return clipped(numerator / (denominator + 1e-15), dtype)
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
@@ -44,12 +52,10 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def linear_attention_reference(
-    query: Tensor, key: Tensor, value: Tensor, eps: float = 1e-15
-) -> Tensor:
+def linear_attention_reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The same through the explicit queries x keys matrix of weights. Quadratic; for tests."""
     weights = query @ key.transpose(-1, -2) / key.shape[-2]
-    weights = weights / (weights.sum(dim=-1, keepdim=True) + eps)
+    weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-15)
     return weights @ value
 
 

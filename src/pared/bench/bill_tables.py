@@ -41,22 +41,25 @@ def short(number: float, what: str = "") -> str:
     """A number in the unit that suits it, with four digits, e.g. "26.18 TMACs"."""
     if number == 0:
         return NONE
-    size, prefix = next(((s, p) for s, p in PREFIXES if abs(number) >= s), (1.0, ""))
-    value = number / size
-    digits = max(0, 3 - len(str(int(abs(value))))) + 1
-    text = f"{value:.{digits}f}" if size > 1 else f"{value:.0f}"
-    return f"{text} {prefix}{what}".rstrip()
+    number = float(f"{number:.4g}")  # first, for 999.99 belongs to the next unit
+    size, prefix = next(((s, p) for s, p in PREFIXES if number >= s), (1.0, ""))
+    return f"{_digits(number / size, 4 if size > 1 else 0)} {prefix}{what}".rstrip()
 
 
 def memory(size: float) -> str:
-    """Bytes in binary units, e.g. "2.28 GiB"."""
+    """Bytes in binary units, with three digits, e.g. "2.28 GiB"."""
     if size == 0:
         return NONE
     for bound, unit in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= bound:
-            value = size / bound
-            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+            return f"{_digits(size / bound, 3)} {unit}"
     return f"{size:.0f} B"
+
+
+def _digits(value: float, count: int) -> str:
+    """A number of at least 1 with so many digits in all, or more if its whole part has more."""
+    whole = int(float(f"{value:.{max(count, 1)}g}"))
+    return f"{value:.{max(0, count - len(str(whole)))}f}"
 
 
 def percent(part: float, whole: float) -> str:
@@ -154,17 +157,17 @@ def _row(bill: Bill, name: str, lines: Sequence[Line]) -> list[str]:
 
 
 def _foot(bill: Bill) -> list[str]:
-    """The product in words, how to read the columns, and what was assumed."""
+    """The product in words, how to read the columns, and what to know."""
     own = sum(line.total for line in bill.lines if line.part == DENOISER) / bill.batch
     one = short(bill.per_pass / bill.batch, "MACs")
     steps, passes = counted(bill.steps, "step"), counted(bill.passes, "pass")
     image, flops = short(bill.per_image, "MACs"), short(2 * bill.per_image, "FLOPs")
     return [
         f"Denoiser: {steps} x {passes} x {one} = {short(own, 'MACs')} per image.",
-        f"With everything: {image} per image, which is {flops} (a MAC is two FLOPs).",
+        f"Everything: {image} per image, which is {flops} (a MAC is two FLOPs).",
         "Tensors: all that pass between layers, each counted once. Training keeps about all of",
         "them, sampling a few at a time. Attention maps aren't counted: fused kernels write none.",
-        *(f"Assumed: {note}." for note in bill.notes),
+        *(f"Note: {note}." for note in bill.notes),
     ]
 
 

@@ -1,0 +1,184 @@
+"""`pared train` and `pared heal`: runs that finish, stop and go on, and what is refused."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from PIL import Image
+
+import pared
+
+RECIPE = """
+name = "toy"
+[model]
+class = "diffusers.AutoencoderKL"
+[model.config]
+block_out_channels = [8]
+norm_num_groups = 4
+layers_per_block = 1
+[data]
+kind = "images"
+[objective]
+name = "autoencoding"
+[[stages]]
+size = 8
+training = { steps = 2, batch_size = 2 }
+[[stages]]
+size = 16
+training = { steps = 2, batch_size = 2 }
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "toy.toml").write_text(RECIPE)
+    return tmp_path / "toy.toml"
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Ctrl-C in the middle of the first step."""
+    from pared.training import loop
+
+    step = loop._one_step
+    monkeypatch.setattr(
+        loop, "_one_step", lambda *a: (os.kill(os.getpid(), signal.SIGINT), step(*a))[1]
+    )
+    yield
+    monkeypatch.undo()
+
+
+def weights(folder):
+    return pared.load(folder).state_dict()
+
+
+def test_train(run, tmp_path, recipe):
+    result = run("train", "toy.toml")
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stdout.splitlines() if line]
+    assert lines[0] == "toy: diffusers.AutoencoderKL, 4 steps in 2 stages, to runs/toy"
+    assert lines[-1] == "trained: runs/toy/model"
+    assert weights(tmp_path / "runs" / "toy" / "model")
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(run, tmp_path, recipe, request):
+    run("train", recipe, "-o", "whole")
+    request.getfixturevalue("interrupted")
+    result = run("train", "toy.toml", "-o", "my runs")
+    assert result.exit_code == 130
+    assert "pared: stopped; go on with: pared train toy.toml -o 'my runs'\n" in result.stderr
+    assert not (tmp_path / "my runs" / "model").exists()
+    request.getfixturevalue("monkeypatch").undo()
+    os.chdir(tmp_path)
+    assert run("train", "toy.toml", "-o", "my runs").exit_code == 0
+    whole, parts = weights(tmp_path / "whole" / "model"), weights(tmp_path / "my runs" / "model")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    "old, new, part",
+    [
+        ("[model]", "[model", "is not a TOML file"),
+        ("steps = 2, batch", "stesp = 2, batch", "stages.0.training.steps"),
+        ('kind = "images"', 'kind = "image"', "data.kind: Input should be 'image-text'"),
+        ('kind = "images"', 'kind = "latents"', "kind 'latents' needs a vae and a text_encoder"),
+        ('kind = "images"', 'kind = "images"\nsource = "photos"', "data.source: Input should be"),
+        ("size = 16", "size = 256", "size 256 is beyond the emoji world's 128 pixels"),
+        ("AutoencoderKL", "AutoencoderKLL", "no model class 'diffusers.AutoencoderKLL'"),
+        ("diffusers.AutoencoderKL", "os.system", "there is no model class 'os.system'"),
+        ("layers_per_block", "layer_per_block", "'layer_per_block'; did you mean layers_per_block"),
+        ('name = "autoencoding"', 'name = "autoencoding"\nsettings = {lk = 1}', "argument 'lk'"),
+        ("batch_size = 2 }\n[[", "batch_size = 2, warmup = 5 }\n[[", "warmup 5 must be shorter"),
+    ],
+)
+def test_recipes_that_are_refused(refused, recipe, old, new, part):
+    recipe.write_text(RECIPE.replace(old, new))
+    assert part in refused("train", recipe)
+
+
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        ([], "missing argument 'RECIPE'"),
+        (["nope.toml"], "nope.toml can't be read (No such file or directory)"),
+        (["toy.toml", "-o", "toy.toml"], "toy.toml is a file"),
+        (["toy.toml", "-o", "toy.toml/x"], "toy.toml is a file"),
+    ],
+)
+def test_train_refusals(refused, recipe, words, part):
+    assert part in refused("train", *words)
+
+
+# Healing --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def student(run, tmp_path, pipeline):
+    result = run("convert", pipeline, "--with", "edit", "-o", "student")
+    assert result.exit_code == 0, result.output
+    return tmp_path / "student"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
+        Image.new("RGB", (80, 70), colour).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a {colour} square")
+    return folder
+
+
+def heal(run, pipeline, *more):
+    words = ["--teacher", pipeline, "--data", "photos", "--batch-size", 2, "-o", "healed"]
+    return run("heal", "student", *words, *more)
+
+
+def test_heal(run, tmp_path, pipeline, student, photos):
+    result = heal(run, pipeline, "--steps", 2)
+    assert result.exit_code == 0, result.output
+    assert "healed in 2 steps: healed\n" in result.stdout
+    before = pared.load(student).transformer.state_dict()
+    after = pared.load(tmp_path / "healed").transformer.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(".attn1." in name for name in changed), "only what is new learns"
+    log = (tmp_path / "healed.training" / "log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["step"] == 2
+
+
+def test_an_interrupted_healing(run, tmp_path, pipeline, student, photos, request):
+    request.getfixturevalue("interrupted")
+    result = heal(run, pipeline, "--steps", 3)
+    assert result.exit_code == 130
+    assert (
+        f"pared: stopped; go on with: pared heal student --teacher {pipeline} --data photos "
+        "-o healed --batch-size 2 --steps 3\n"
+    ) in result.stderr
+    assert not (tmp_path / "healed").exists()
+    request.getfixturevalue("monkeypatch").undo()
+    os.chdir(tmp_path)
+    result = heal(run, pipeline, "--steps", 3)
+    assert result.exit_code == 0, result.output
+    assert "healed in 3 steps" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        (["student", "-o", "x"], "missing option '--teacher'"),
+        (["student", "--teacher", "PIPE"], "missing option '-o' / '--output'"),
+        (["nope", "--teacher", "PIPE", "-o", "x"], "there is no model 'nope'"),
+        (["student", "--teacher", "nope", "-o", "x"], "there is no model 'nope'"),
+        (["PIPE", "--teacher", "PIPE", "-o", "x"], "carries no conversion, so there is nothing to"),
+        (["toy:dit", "--teacher", "PIPE", "-o", "x"], "toy:dit carries no conversion"),
+        (["student", "--teacher", "toy:dit", "-o", "x"], "making the training data needs a whole"),
+        (["student", "--teacher", "PIPE", "-o", "x", "--steps", "0"], "0 is not in the range x>=1"),
+        (["student", "--teacher", "PIPE", "-o", "x", "--data", "nope.parquet"], "no file or"),
+        (["student", "--teacher", "PIPE", "-o", "photos"], "photos holds something that is not"),
+        (["student", "--teacher", "PIPE", "-o", "photos/a.png/x"], "a.png is a file"),
+    ],
+)
+def test_heal_refusals(refused, pipeline, student, photos, words, part):
+    assert part in refused("heal", *(pipeline if word == "PIPE" else word for word in words))
