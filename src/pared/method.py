@@ -227,6 +227,13 @@ def denoiser(target: Any) -> nn.Module:
     return target
 
 
+def replace_denoiser(pipeline: Any, model: nn.Module) -> None:
+    """Put `model` in the place of a pipeline's denoiser."""
+    old = denoiser(pipeline)
+    name = next(name for name, part in pipeline.components.items() if part is old)
+    setattr(pipeline, name, model)
+
+
 # Specs
 # --------------------------------------------------------------------------------------------------
 

@@ -20,11 +20,18 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import nn
 
+from pared import checkpoint
 from pared.errors import InputError
-from pared.training.settings import TrainingSettings
+from pared.healing import student_of, task_of
+from pared.method import convert, denoiser, parse, replace_denoiser
+from pared.training import TrainingSettings, train
+from pared.worlds import emoji
 from pared.worlds.emoji.world import STORED_SIZE
+from pared.worlds.house import folder_of
 
 # What a recipe's model may be of.
 LIBRARIES = ("diffusers", "transformers")
@@ -35,11 +42,33 @@ class _Table(BaseModel):
 
 
 class ModelTable(_Table):
-    """What is trained: a class with its configuration, built with seeded random weights."""
+    """What is trained: a class with its configuration, or a given model with methods applied."""
 
-    class_: str = Field(alias="class", description="dotted path, e.g. diffusers.AutoencoderKL")
+    class_: str | None = Field(
+        default=None, alias="class", description="e.g. diffusers.UNet2DModel"
+    )
     config: dict[str, Any] = {}
-    seed: int = 0
+    seed: int = Field(
+        default=0, description="of random weights: the model's, or the methods' new ones"
+    )
+    from_: str | None = Field(
+        default=None, alias="from", description="pipeline to start from: house:NAME or a folder"
+    )
+    methods: tuple[str, ...] = Field(default=(), description="specs of conversions, e.g. edit:r=8")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelTable":
+        if (self.class_ is None) == (self.from_ is None):
+            raise ValueError("give either a class with its config or a pipeline to start from")
+        return self
+
+
+class PipelineTable(_Table):
+    """The stock pipeline that a trained denoiser is packed into, with the encoders of its data."""
+
+    class_: str = Field(alias="class", description="e.g. diffusers.PixArtSigmaPipeline")
+    scheduler: str = Field(description="e.g. diffusers.DPMSolverMultistepScheduler")
+    scheduler_config: dict[str, Any] = {}
 
 
 class DataTable(_Table):
@@ -54,17 +83,11 @@ class DataTable(_Table):
         default=0.1, ge=0, le=1, description="chance of training without the prompt"
     )
 
-    @model_validator(mode="after")
-    def _encoders(self) -> "DataTable":
-        if self.kind == "latents" and not (self.vae and self.text_encoder):
-            raise ValueError("kind 'latents' needs a vae and a text_encoder, e.g. house:vae")
-        return self
-
 
 class ObjectiveTable(_Table):
     """How it is trained: an objective by name, with its arguments."""
 
-    name: Literal["contrastive", "autoencoding", "denoising"]
+    name: Literal["contrastive", "autoencoding", "denoising", "distillation"]
     settings: dict[str, Any] = {}
 
 
@@ -85,6 +108,18 @@ class Recipe(_Table):
     data: DataTable
     objective: ObjectiveTable
     stages: tuple[Stage, ...] = Field(min_length=1)
+    pipeline: PipelineTable | None = None
+
+    @model_validator(mode="after")
+    def _encoders(self) -> "Recipe":
+        encoders = self.model.from_ or (self.data.vae and self.data.text_encoder)
+        if self.data.kind == "latents" and not encoders:
+            raise ValueError("kind 'latents' needs a vae and a text_encoder, e.g. house:vae")
+        if (self.objective.name == "distillation") != bool(self.model.methods):
+            raise ValueError(
+                "methods are healed by the objective 'distillation', and only they are"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sizes(self) -> "Recipe":
@@ -118,20 +153,23 @@ def read(path: str | Path) -> Recipe:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse what only the libraries can tell: the model's class and configuration, the objective.
+    """Refuse what only the libraries can tell: model class and configuration, methods, objective.
 
     Raises:
         InputError: one of these can't be; the message names it.
     """
-    _model_class(recipe.model)
+    if recipe.model.class_:
+        _model_class(recipe.model)
+    else:
+        folder_of(recipe.model.from_)
+    for spec in recipe.model.methods:
+        parse(spec)
     for stage in recipe.stages:
         _objective(recipe.objective, stage.objective)
 
 
 def build(table: ModelTable):
     """The model of a recipe with seeded random weights."""
-    import torch
-
     cls = _model_class(table)
     torch.manual_seed(table.seed)
     if hasattr(cls, "from_config"):
@@ -141,15 +179,7 @@ def build(table: ModelTable):
 
 def _model_class(table: ModelTable) -> type:
     """The class that a recipe names, once its configuration is known to fit."""
-    import torch
-
-    module, _, name = table.class_.rpartition(".")
-    # A recipe comes from anywhere: it names models, and must not get other code to run.
-    cls = getattr(importlib.import_module(module), name, None) if module in LIBRARIES else None
-    if not isinstance(cls, type) or not issubclass(cls, torch.nn.Module):
-        raise InputError(
-            f"there is no model class {table.class_!r}; give one such as diffusers.AutoencoderKL."
-        )
+    cls = _class(table.class_, nn.Module, "model class")
     # The libraries would ignore unknown entries; but a slip must not train another model.
     if hasattr(cls, "from_config"):
         known = set(inspect.signature(cls.__init__).parameters)
@@ -172,32 +202,74 @@ def run(recipe: Recipe, folder: str | Path):
             ordinary diffusers or transformers folder with the final (averaged) weights.
 
     Returns:
-        The trained model, or None when the run was interrupted.
+        The trained model or its pipeline, or None when the run was interrupted.
     """
-    from pared.training import train
-
     folder = Path(folder)
-    objectives = [_objective(recipe.objective, stage.objective) for stage in recipe.stages]
+    check(recipe)
+    if recipe.model.from_:
+        return _heal(recipe, folder)
     model = build(recipe.model)
-    for number, (stage, objective) in enumerate(
-        zip(recipe.stages, objectives, strict=True), start=1
-    ):
-        data, companion = _data(recipe.data, stage.size)
-        result = train(model, objective, data, stage.training, folder / f"stage-{number}")
-        if not result.finished:
+    encoders = _encoders(recipe.data) if recipe.data.kind == "latents" else None
+    for number, stage in enumerate(recipe.stages, start=1):
+        data, companion = _data(recipe.data, stage.size, encoders)
+        objective = _objective(recipe.objective, stage.objective)
+        if not train(model, objective, data, stage.training, folder / f"stage-{number}").finished:
             return None
     if hasattr(model.config, "scaling_factor") and hasattr(data, "images"):
         set_scaling_factor(model, data.images)
+    if recipe.pipeline is not None:
+        return checkpoint.save(pack(recipe.pipeline, model, encoders), folder / "model")
     model.save_pretrained(folder / "model")
     if companion is not None:
         companion.save_pretrained(folder / "model")
     return model
 
 
+def _heal(recipe: Recipe, folder: Path):
+    """The case of a given pipeline whose denoiser is converted and healed."""
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(folder_of(recipe.model.from_))
+    teacher = denoiser(pipeline)
+    student = student_of(teacher)
+    torch.manual_seed(recipe.model.seed)
+    convert(student, *(parse(spec) for spec in recipe.model.methods))
+    encoders = (pipeline.vae, pipeline.text_encoder, pipeline.tokenizer)
+    for number, stage in enumerate(recipe.stages, start=1):
+        data, _ = _data(recipe.data, stage.size, encoders)
+        objective = _objective(recipe.objective, stage.objective | {"task": task_of(pipeline)})
+        objective.bind(student, teacher)
+        if not train(student, objective, data, stage.training, folder / f"stage-{number}").finished:
+            return None
+    replace_denoiser(pipeline, student)
+    checkpoint.save(pipeline, folder / "model")
+    return pipeline
+
+
+def pack(table: PipelineTable, model: nn.Module, encoders: tuple) -> Any:
+    """A stock pipeline around a denoiser; `encoders`: autoencoder, text encoder, tokenizer."""
+    vae, text_encoder, tokenizer = encoders
+    scheduler = _class(table.scheduler)(**table.scheduler_config)
+    return _class(table.class_)(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        transformer=model.eval(),
+        scheduler=scheduler,
+    )
+
+
+def _class(path: str, base: type = object, what: str = "class") -> type:
+    # A recipe comes from anywhere: it names models, and must not get other code to run.
+    module, _, name = path.rpartition(".")
+    found = getattr(importlib.import_module(module), name, None) if module in LIBRARIES else None
+    if not isinstance(found, type) or not issubclass(found, base):
+        raise InputError(f"there is no {what} {path!r}; give one such as diffusers.AutoencoderKL.")
+    return found
+
+
 def set_scaling_factor(vae, images, count: int = 512) -> None:
     """Write 1 / std of the latents into the configuration (Rombach et al. 2022, section 4.3.2)."""
-    import torch
-
     with torch.no_grad():
         pixels = images[:count].float() / 127.5 - 1
         std = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(64)]).std()
@@ -205,12 +277,13 @@ def set_scaling_factor(vae, images, count: int = 512) -> None:
 
 
 def _objective(table: ObjectiveTable, changes: dict[str, Any]):
-    from pared.objectives import autoencoding, contrastive, denoising
+    from pared.objectives import autoencoding, contrastive, denoising, distillation
 
     classes = {
         "contrastive": contrastive.Contrastive,
         "autoencoding": autoencoding.Autoencoding,
         "denoising": denoising.Denoising,
+        "distillation": distillation.Distillation,
     }
     try:
         return classes[table.name](**(table.settings | changes))
@@ -218,20 +291,8 @@ def _objective(table: ObjectiveTable, changes: dict[str, Any]):
         raise InputError(f"the objective {table.name} can't be set so: {error}.") from None
 
 
-def _data(table: DataTable, size: int):
-    """The data at one image size, and the tokenizer to save beside the model, if there is one."""
-    from pared.worlds import datasets, emoji
-    from pared.worlds.house import folder_of
-
-    world = emoji.load(split=None if table.split == "all" else table.split, size=size)
-    if table.kind == "images":
-        return datasets.ImageData(world.images), None
-    if table.kind == "image-text":
-        from pared.worlds.house.tokenizer import train_tokenizer
-
-        tokenizer = train_tokenizer(emoji.load(size=None).captions)
-        ids, mask = datasets.tokenize(tokenizer, world.captions)
-        return datasets.ImageTextData(world.images, ids, mask), tokenizer
+def _encoders(table: DataTable) -> tuple:
+    """Autoencoder, text encoder and tokenizer that a recipe's data names."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -242,6 +303,23 @@ def _data(table: DataTable, size: int):
     except OSError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"the vae or text_encoder of the data can't be had: {reason}.") from None
-    return datasets.latent_data(
-        vae, text_encoder, tokenizer, world.images, world.captions, table.drop
-    ), None
+    return vae, text_encoder, tokenizer
+
+
+def _data(table: DataTable, size: int, encoders: tuple | None):
+    """The data at one image size, and the tokenizer to save beside the model, if there is one."""
+    from pared.worlds import datasets
+
+    world = emoji.load(split=None if table.split == "all" else table.split, size=size)
+    if table.kind == "images":
+        return datasets.ImageData(world.images), None
+    if table.kind == "latents":
+        vae, text_encoder, tokenizer = encoders
+        return datasets.latent_data(
+            vae, text_encoder, tokenizer, world.images, world.captions, table.drop
+        ), None
+    from pared.worlds.house.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(emoji.load(size=None).captions)
+    ids, mask = datasets.tokenize(tokenizer, world.captions)
+    return datasets.ImageTextData(world.images, ids, mask), tokenizer

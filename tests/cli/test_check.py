@@ -46,7 +46,7 @@ def test_without_names_all_methods(run, monkeypatch):
 
 def fail():
     """Two and two are five."""
-    assert 2 + 2 == 5, "they are four\nreally"
+    raise AssertionError("they are four\nreally")
 
 
 def crash():

@@ -1,6 +1,6 @@
 """Measuring: cost, time, memory and quality, each with its uncertainty.
 
-`pared.bench` is this package and also a verb: `pared.bench(pipe, {...})` runs `pared.bench.run.bench`.
+`pared.bench` is this package, and also a verb: `pared.bench(pipe, {...})`, see `pared.bench.run`.
 """
 
 import sys

@@ -70,7 +70,8 @@ def contract_twice(method: Conversion, family: str) -> None:
     """Converting twice is the same as once."""
     model = _converted(method, family)
     modules, weights = dict(model.named_modules()), _weights(model)
-    convert(model, method)
+    # The second time with settings written down and read again, as when a model is loaded.
+    convert(model, type(method)(**method.model_dump(mode="json")))
     assert dict(model.named_modules()) == modules, "the second time put other modules in"
     _assert_same_weights(model, weights)
     assert stack_of(model) == [method], f"the model carries {stack_of(model)}"

@@ -21,12 +21,17 @@ class Figure(NamedTuple):
     low: float | None = None
     high: float | None = None
 
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Both ends, if it has them."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
     def write(self, form: Callable[[float], str], spread: bool = True) -> str:
         """In words, with its spread in brackets where there is one."""
         text = form(self.value)
-        if not spread or self.low is None or self.high is None:
+        if not spread or self.ends is None:
             return text
-        low, high = form(self.low), form(self.high)
+        low, high = map(form, self.ends)
         return text if low == high == text else f"{text} ({low} to {high})"
 
 
@@ -110,7 +115,8 @@ COLUMNS = (
     Column("ratio", "speed", times, "higher",
            "Base over this arm, round by round; above 1 is faster.", TIME),
     Column("call_seconds", "one pass", seconds, "lower", "One call of the denoiser.", TIME, False),
-    Column("call_ratio", "speed of a pass", times, "higher", "The same over the base's.", TIME, False),
+    Column("call_ratio", "speed of a pass", times, "higher",
+           "Base over this arm, of one pass.", TIME, False),
     Column("floor", "over the floor", times, "lower",
            "One pass over the least time that this machine's own matrix rate and memory bandwidth "
            "allow.", TIME, False),
@@ -135,9 +141,9 @@ COLUMNS = (
     Column("frechet_base", "Frechet to base", _significant, "lower",
            "Frechet distance of the judge's features.", SETS),
     Column("mmd_reference", "MMD to real", _significant, "lower",
-           "The same to real pictures.", SETS),
+           "1000 times the unbiased MMD^2 of the judge's features.", SETS),
     Column("frechet_reference", "Frechet to real", _significant, "lower",
-           "The same to real pictures.", SETS),
+           "Frechet distance of the judge's features.", SETS),
     Column("top1", "top-1", _percent, "higher",
            "How often the judge ranks the prompt first among the captions.", SETS),
     Column("top5", "top-5", _percent, "higher", "How often among the first five.", SETS),

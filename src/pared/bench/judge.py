@@ -32,7 +32,7 @@ class Judge:
         digest: of its weights; figures of different judges are not comparable.
     """
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     name: str
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)

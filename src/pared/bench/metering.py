@@ -108,6 +108,7 @@ class _Meter:
         self.counter = flop_counter()
         self.macs: dict[str, int] = defaultdict(int)
         self._model = anatomy.unwrap(model)
+        self._sorting: costs.BySite | costs.Whole
         try:
             self._sorting = costs.BySite(anatomy.of(self._model))
         except InputError:  # what pared can't read has a total, but no parts
@@ -138,7 +139,8 @@ class _Meter:
         path = self._running[-1]
         for operation, flops in self.counter.flop_counts["Global"].items():
             fresh, self._read[operation] = flops - self._read[operation], flops
-            if fresh and path is None:
-                self.macs[OUTSIDE] += fresh // 2
-            elif fresh:
-                self.macs[self._sorting.of_work(path, "conv" in str(operation))] += fresh // 2
+            if not fresh:
+                continue
+            convolution = "conv" in str(operation)
+            kind = OUTSIDE if path is None else self._sorting.of_work(path, convolution)
+            self.macs[kind] += fresh // 2

@@ -70,6 +70,8 @@
     <div class="zoom-head"><p aria-live="polite"></p>
       <button type="button" data-do="left">← arm</button>
       <button type="button" data-do="right">arm →</button>
+      <button type="button" data-do="up">↑ picture</button>
+      <button type="button" data-do="down">picture ↓</button>
       <button type="button" data-do="out" aria-label="Smaller">−</button>
       <button type="button" data-do="in" aria-label="Larger">+</button>
       <button type="button" data-do="difference" aria-pressed="false">Difference</button>

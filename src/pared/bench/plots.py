@@ -5,62 +5,16 @@ serve its plots too. Every plot is drawn twice, for wide and for narrow screens,
 shows one of them: text that only shrinks with the picture can't be read on a phone.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from html import escape
+
+from pared.bench.axes import BROAD, NARROW, WIDE, Axis, Frame, Scale, Size, written
 
 # Colours of series that the style sheet knows; further series begin again.
 COLOURS = 8
 # Width of an average letter, as a share of the text size.
 LETTER = 0.56
-
-
-@dataclass(frozen=True)
-class Size:
-    """Of a plot, in the SVG's own pixels.
-
-    Attributes:
-        width: of the whole.
-        height: of the whole.
-        left: room for the labels of the y axis.
-        bottom: room for the labels of the x axis.
-        ticks: about how many an axis has.
-    """
-
-    width: int
-    height: int
-    left: int = 64
-    right: int = 18
-    top: int = 30
-    bottom: int = 50
-    ticks: int = 6
-    text: int = 13
-
-
-WIDE = Size(560, 360)
-NARROW = Size(360, 320, left=54, right=12, ticks=4, text=12)
-# Of stacked bars, which take the whole page.
-BROAD = Size(1100, 400)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis.
-
-    Attributes:
-        label: with the unit.
-        log: whether it is logarithmic.
-        form: writes the value at a tick.
-        low: where it begins; by default a little below the smallest value.
-        high: where it ends.
-    """
-
-    label: str
-    log: bool = False
-    form: Callable[[float], str] = field(default=lambda value: f"{value:g}")
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,123 +70,7 @@ class Bar:
     note: str = ""
 
 
-# Ticks --------------------------------------------------------------------------------------------
-
-
-def linear_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Round values from `low` to `high`: steps of 1, 2 or 5 times a power of ten."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / max(1, count)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * each for each in (1, 2, 5, 10) if power * each >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Round values from `low` to `high`, both above 0, spread evenly over a logarithmic axis."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-
-    def within(factors: Sequence[float]) -> list[float]:
-        values = (factor * 10.0**power for power in powers for factor in factors)
-        return [value for value in values if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
-
-    finest = within((1, 1.5, 2, 3, 4, 5, 7))
-    for factors in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        if len(within(factors)) <= count + 1:
-            return within(factors) if len(within(factors)) > 1 else finest
-    every = -(-len(within((1,))) // count)
-    return within((1,))[::every]
-
-
-# Drawing ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """From values to pixels, along one direction."""
-
-    low: float
-    high: float
-    log: bool
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        low, high, value = (
-            (math.log(each) for each in (self.low, self.high, max(value, 1e-300)))
-            if self.log
-            else (self.low, self.high, value)
-        )
-        share = (value - low) / (high - low)
-        return round(self.start + share * (self.end - self.start), 1)
-
-
-def _scale(axis: Axis, values: Sequence[float], start: float, end: float) -> _Scale:
-    if axis.log:
-        values = [value for value in values if value > 0] or [1.0]
-    low = min(values) if axis.low is None else axis.low
-    high = max(values) if axis.high is None else axis.high
-    if axis.log:
-        # A tight plot of one value has no width; a twentieth of the range is left free.
-        room = max((high / low) ** 0.06, 1.04)
-        low, high = (
-            low / room if axis.low is None else low,
-            high * room if axis.high is None else high,
-        )
-    else:
-        room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
-        low, high = (
-            low - room if axis.low is None else low,
-            high + room if axis.high is None else high,
-        )
-    return _Scale(low, high, axis.log, start, end)
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """Axes with grid, ticks and labels."""
-
-    size: Size
-    x: _Scale
-    y: _Scale
-    axes: tuple[Axis, Axis]
-
-    @classmethod
-    def around(
-        cls, size: Size, x: Axis, y: Axis, xs: Sequence[float], ys: Sequence[float]
-    ) -> "_Frame":
-        horizontal = _scale(x, xs, size.left, size.width - size.right)
-        vertical = _scale(y, ys, size.height - size.bottom, size.top)
-        return cls(size, horizontal, vertical, (x, y))
-
-    def draw(self) -> str:
-        size, (x, y) = self.size, self.axes
-        bottom, right = size.height - size.bottom, size.width - size.right
-        parts = []
-        for value in _ticks(self.x, size.ticks):
-            at = self.x(value)
-            parts.append(f'<path class="grid" d="M{at} {size.top}V{bottom}"/>')
-            parts.append(_text(at, bottom + 18, x.form(value), "tick", "middle"))
-        for value in _ticks(self.y, size.ticks):
-            at = self.y(value)
-            parts.append(f'<path class="grid" d="M{size.left} {at}H{right}"/>')
-            parts.append(_text(size.left - 8, at + 4, y.form(value), "tick", "end"))
-        parts.append(f'<path class="axis" d="M{size.left} {bottom}H{right}"/>')
-        middle = (size.left + right) / 2
-        parts.append(_text(middle, size.height - 8, x.label, "label", "middle"))
-        # Above the axis, not along it: nobody reads sideways.
-        parts.append(_text(0, 14, y.label, "label", "start"))
-        return "".join(parts)
-
-
-def _ticks(scale: _Scale, count: int) -> list[float]:
-    return (log_ticks if scale.log else linear_ticks)(scale.low, scale.high, count)
-
-
-def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
-    return f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
+# Plots --------------------------------------------------------------------------------------------
 
 
 def _both(draw: Callable[[Size], str], label: str, wide: Size, narrow: Size) -> str:
@@ -266,7 +104,7 @@ def line_plot(
     points = [point for each in series for point in each.points]
 
     def draw(size: Size) -> str:
-        frame = _Frame.around(size, x, y, [p[0] for p in points], [p[1] for p in points])
+        frame = Frame.around(size, x, y, [p[0] for p in points], [p[1] for p in points])
         parts = [frame.draw()]
         if mark is not None:
             parts.append(_mark(frame, *mark))
@@ -276,7 +114,7 @@ def line_plot(
     return _both(draw, label, WIDE, NARROW)
 
 
-def _line(frame: _Frame, series: Series) -> str:
+def _line(frame: Frame, series: Series) -> str:
     places = [(frame.x(x), frame.y(y)) for x, y in series.points]
     path = "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
     faint = " faint" if series.faint else ""
@@ -293,13 +131,13 @@ def _dot(x: float, y: float, about: str, kind: str = "dot", radius: float = 4) -
     return f'<circle class="{kind}" cx="{x:g}" cy="{y:g}" r="{radius:g}">{title}</circle>'
 
 
-def _mark(frame: _Frame, x: float, y: float, name: str) -> str:
+def _mark(frame: Frame, x: float, y: float, name: str) -> str:
     size, at = frame.size, frame.x(x)
     anchor = "end" if at > size.width * 0.6 else "start"
     beside = at - 8 if anchor == "end" else at + 8
     return (
         f'<path class="mark" d="M{at} {size.top}V{size.height - size.bottom}"/>'
-        + _text(beside, size.top + 14, name, "name", anchor)
+        + written(beside, size.top + 14, name, "name", anchor)
         + _dot(at, frame.y(y), name, "mark-dot", 6)
     )
 
@@ -329,7 +167,7 @@ def scatter_plot(
     ys = [value for p in points for value in (p.y, *(p.y_range or ()))]
 
     def draw(size: Size) -> str:
-        frame = _Frame.around(size, x, y, xs, ys)
+        frame = Frame.around(size, x, y, xs, ys)
         places = [(frame.x(p.x), frame.y(p.y)) for p in points]
         hint, hint_box = _corner(size, corner)
         parts = [frame.draw(), hint]
@@ -360,10 +198,10 @@ def _corner(size: Size, corner: str) -> tuple[str, Box]:
     words = f"{arrow} better" if left else f"better {arrow}"
     anchor = "start" if left else "end"
     box = _box((at, high, anchor), len(words) * size.text * LETTER, size.text)
-    return _text(at, high, words, "hint", anchor), box
+    return written(at, high, words, "hint", anchor), box
 
 
-def _error_bars(frame: _Frame, point: Point) -> str:
+def _error_bars(frame: Frame, point: Point) -> str:
     at_x, at_y = frame.x(point.x), frame.y(point.y)
     paths = []
     if point.x_range:
@@ -401,7 +239,7 @@ def _labels(
         chosen = costs.index(min(costs))
         taken.append(boxes[chosen])
         at_x, at_y, anchor = choices[chosen]
-        parts.append(_text(at_x, at_y, point.label, "name", anchor))
+        parts.append(written(at_x, at_y, point.label, "name", anchor))
     return parts
 
 
@@ -452,10 +290,10 @@ def bar_plot(
         for number, bar in enumerate(bars):
             top = 6 + number * 58
             width = sum(value for _, value in bar.parts) / longest * room
-            note = (width + 8, top + 36, "start") if beside else (size.width, top + 12, "end")
-            parts.append(_text(0, top + 12, bar.name, "name", "start"))
+            at, down = (width + 8, top + 36) if beside else (size.width, top + 12)
+            parts.append(written(0, top + 12, bar.name, "name", "start"))
             parts.append(_bar(bar, kinds, form, top + 20, room / longest))
-            parts.append(_text(*note[:2], bar.note, "tick", note[2]))
+            parts.append(written(at, down, bar.note, "tick", "start" if beside else "end"))
         return "".join(parts)
 
     height = 12 + 58 * len(bars)
@@ -483,12 +321,14 @@ def interval_gauge(
 ) -> str:
     """A ratio and its interval around 1, on a logarithmic scale from 1/span to span."""
     width, height = 240, 34
-    scale = _Scale(1 / span, span, True, 6, width - 6)
+    scale = Scale(1 / span, span, True, 6, width - 6)
     ends = [scale(min(max(each, 1 / span), span)) for each in (low, value, high)]
     return (
         f'<svg class="gauge s{colour % COLOURS}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(about)}"><path class="grid" d="M6 11H{width - 6}"/>'
-        f'<path class="one" d="M{scale(1)} 3V19"/>{_text(scale(1), 32, "base", "tick", "middle")}'
+        f'<path class="one" d="M{scale(1)} 3V19"/>{written(scale(1), 32, "base", "tick", "middle")}'
         f'<path class="range" d="M{ends[0]} 11H{ends[2]}"/>{_dot(ends[1], 11, about, "dot", 5.5)}'
-        f'{_text(6, 32, "slower", "tick", "start")}{_text(width - 6, 32, "faster", "tick", "end")}</svg>'
+        + written(6, 32, "slower", "tick", "start")
+        + written(width - 6, 32, "faster", "tick", "end")
+        + "</svg>"
     )

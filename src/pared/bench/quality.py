@@ -1,4 +1,4 @@
-"""How an arm's pictures compare: with the base's on the same noise, as a set, and with the prompts."""
+"""How an arm's pictures compare with the base's on the same noise, as a set, and with prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ class Yardstick:
             self.caption_features = self.judge.of_texts(list(self.captions))
 
     def measure(self, images: torch.Tensor, is_base: bool = False) -> Quality:
-        """Compares an arm's pictures (n, 3, height, width) in [0, 1], in the order of the base's."""
+        """Compares an arm's pictures (n, 3, height, width) in [0, 1], ordered as the base's."""
         figures: dict[str, Figure] = {}
         psnr = None
         if not is_base:

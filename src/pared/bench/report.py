@@ -1,4 +1,4 @@
-"""The result of a bench: its rows, its pictures, the conditions it holds under, and how to print it."""
+"""The result of a bench: rows, pictures and conditions, and the forms it can be printed in."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pared.bench.figures import COLUMNS, Column, Figure
 from pared.bench.bill_tables import columns
+from pared.bench.figures import COLUMNS, Column, Figure
 from pared.errors import InputError
 
 if TYPE_CHECKING:
@@ -148,8 +148,19 @@ class Report:
         from pared.bench.sections import of_report
 
         *body, conditions = of_report(self)
-        page = render(self.title, self.headline, [*body, *extra_sections, conditions])
-        return _write(path, page)
+        sections = [*body, *extra_sections, conditions]
+        return _write(path, render(self.title, self.headline, sections, subtitle=self._where()))
+
+    def _where(self) -> str:
+        """Machine and date, as far as they are known."""
+        machine = self.conditions.get("machine", {})
+        threads = self.conditions.get("threads")
+        known = [
+            machine.get("gpu") or machine.get("cpu"),
+            f"{threads} threads" if threads else None,
+            str(self.conditions.get("date", "")).partition("T")[0],
+        ]
+        return ", ".join(each for each in known if each)
 
     # Tables -----------------------------------------------------------------------------------
 

@@ -106,7 +106,9 @@ def exponent(tokens: Sequence[float], seconds: Sequence[float]) -> float:
     return covariance / sum((a - mean_x) ** 2 for a in x)
 
 
-def crossover(tokens: Sequence[float], base: Sequence[float], other: Sequence[float]) -> float | None:
+def crossover(
+    tokens: Sequence[float], base: Sequence[float], other: Sequence[float]
+) -> float | None:
     """The number of tokens from which `other` is faster than `base` for good.
 
     Interpolated on logarithms between the two sizes around the last change of sign; None where `other`

@@ -66,7 +66,7 @@ class Session:
     failures: dict[str, list[str]] = field(default_factory=dict)
     looks: dict[str, Look] = field(default_factory=dict)
     rivals: dict[str, str] = field(default_factory=dict)
-    timings: Timings | None = None
+    timings: Timings = field(init=False)
     calls: dict[str, Timing] = field(default_factory=dict)
     qualities: dict[str, Quality] = field(default_factory=dict)
     images: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -93,19 +93,18 @@ class Session:
         self._find_rivals([a for a in healthy.values() if a.methods and a.name != self.base])
         timed = {n: a for n, a in self.arms.items() if n in healthy or n in self.rivals.values()}
         self.timings = _interleave(timed, self.rounds, self.base, "timing")
-        calls = self._denoiser_calls(timed)
-        if self.base in calls and calls[self.base] is None:
-            # The run is one call: it has been timed already.
-            self.calls = {name: self.timings[name] for name in calls}
+        # Of those with methods that work across calls, a single one would say nothing.
+        plain = {n: a for n, a in timed.items() if not a.methods and a.kind != "fewer steps"}
+        single = {n: a.subject.denoiser_call(self.looks[n].count) for n, a in plain.items()}
+        calls = {name: call for name, call in single.items() if call is not None}
+        if not calls:
+            # A run is one call, and has been timed.
+            self.calls = {name: self.timings[name] for name in plain}
         elif self.base in calls:
             with _progress("timing one pass") as progress:
-                self.calls = interleave(calls, self.rounds, 1, self.base, progress=progress)
-            self.notes += [f"Of single passes: {note}" for note in self.calls.verdict.notes]
-
-    def _denoiser_calls(self, timed: Mapping[str, Arm]) -> dict[str, Callable[[], Any] | None]:
-        """A single call of every denoiser; not of those with methods that work across calls."""
-        plain = {n: a for n, a in timed.items() if not a.methods and a.kind != "fewer steps"}
-        return {n: a.subject.denoiser_call(self.looks[n].count) for n, a in plain.items()}
+                timings = interleave(calls, self.rounds, 1, self.base, progress=progress)
+            self.calls = dict(timings)
+            self.notes += [f"Of single passes: {note}" for note in timings.verdict.notes]
 
     def _find_rivals(self, arms: Sequence[Arm]) -> None:
         """Adds, for each arm, the base with the steps that take as long."""
@@ -134,23 +133,33 @@ class Session:
         self, judge: Judge | None, real: torch.Tensor | None, captions: Sequence[str] | None
     ) -> None:
         """Paints every picture with every arm and compares it with the base's."""
-        yardstick = None
-        for name in self.order():
+        base = self._painted(self.arms[self.base])
+        texts, targets = _captions(self.samples, captions)
+        yardstick = Yardstick(base, judge, real, texts, targets, self.notes)
+        self._keep(self.base, base, yardstick.measure(base, is_base=True))
+        others = [name for name in self.order() if name != self.base]
+        for name in others:
             try:
                 painted = self._painted(self.arms[name])
-                if yardstick is None:
-                    texts, targets = _captions(self.samples, captions)
-                    yardstick = Yardstick(painted, judge, real, texts, targets, self.notes)
-                self.qualities[name] = yardstick.measure(painted, is_base=name == self.base)
+                self._keep(name, painted, yardstick.measure(painted))
             except KeyboardInterrupt:
                 if len(self.qualities) < 2:
                     raise
-                left = [other for other in self.order() if other not in self.qualities]
+                left = [other for other in others if other not in self.qualities]
                 self.notes.append(f"Stopped by Ctrl-C before these were done: {', '.join(left)}.")
                 return
-            self.images[name] = (painted[:KEPT] * 255).round().to(torch.uint8)
-        first = self.samples[: self.batch_size]
-        if not torch.equal(self.arms[self.base].subject.paint(first), yardstick.base[: len(first)]):
+        self._check_base(base)
+
+    def _keep(self, name: str, painted: torch.Tensor, quality: Quality) -> None:
+        self.images[name] = (painted[:KEPT] * 255).round().to(torch.uint8)
+        self.qualities[name] = quality
+
+    def _check_base(self, before: torch.Tensor) -> None:
+        """Says so if the base no longer paints what it painted at first."""
+        arm, first = self.arms[self.base], self.samples[: self.batch_size]
+        with arm.attached():
+            now = arm.subject.paint(first, arm.steps)
+        if not torch.equal(now, before[: len(first)]):
             self.notes.append(
                 "The base painted something else at the end than at the start: it is not "
                 "deterministic here, or a method was not taken off cleanly."

@@ -67,6 +67,10 @@ class Subject(ABC):
     def run(self, steps: int | None = None) -> Any:
         """One whole call, the unit of time; with another number of steps if given."""
 
+    def paint(self, samples: Sequence[Sample], steps: int | None = None) -> Tensor:
+        """Pictures (len(samples), 3, height, width) in [0, 1], float32 on the CPU."""
+        raise NotImplementedError(f"{type(self).__name__} paints nothing")
+
     @abstractmethod
     def denoiser_call(self, counted: Count) -> Callable[[], Any] | None:
         """A repetition of the denoiser's first call, or None where that is the whole run."""
@@ -91,12 +95,13 @@ class PipelineSubject(Subject):
         self._pipeline.set_progress_bar_config(disable=True)
         self.samples, self._call = tuple(samples), dict(call)
         accepted = inspect.signature(type(pipeline).__call__).parameters
-        self._prompt_name = next((n for n in ("prompt", "class_labels") if n in accepted), None)
-        if self._prompt_name is None:
+        known = [name for name in ("prompt", "class_labels") if name in accepted]
+        if not known:
             raise InputError(
                 f"{type(pipeline).__name__} takes neither a prompt nor class labels; the bench "
                 "runs pipelines that paint from one of these."
             )
+        self._prompt_name = known[0]
         if unknown := [name for name in call if name not in accepted]:
             raise InputError(f"{type(pipeline).__name__} takes no {unknown[0]!r}; leave it out.")
         if "use_resolution_binning" in accepted:
@@ -138,7 +143,6 @@ class PipelineSubject(Subject):
         return PipelineSubject(pipeline, self.samples, call)
 
     def paint(self, samples: Sequence[Sample], steps: int | None = None) -> Tensor:
-        """Pictures (len(samples), 3, height, width) in [0, 1], float32 on the CPU."""
         steps = steps or self.steps
         count = {} if steps is None else {"num_inference_steps": steps}
         with torch.no_grad():

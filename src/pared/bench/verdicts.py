@@ -39,14 +39,13 @@ def verdict(finding: Finding) -> str:
         return f"No speed-up is stated: {' '.join(finding.failures)}"
     if finding.timing is None:
         return "Not timed."
-    said = [_speed(finding), _pictures(finding), _against_rival(finding)]
+    said = [_speed(finding, finding.timing), _pictures(finding), _against_rival(finding)]
     return " ".join(sentence for sentence in said if sentence)
 
 
-def _speed(finding: Finding) -> str:
+def _speed(finding: Finding, timing: Timing) -> str:
     if finding.sound:
         return "No verdict on time: the run was disturbed (see the notes)."
-    timing = finding.timing
     between = f"({times(timing.ratio_low)} to {times(timing.ratio_high)})"
     if timing.ratio_low > 1:
         return f"{times(timing.ratio)} as fast as the base {between}."
@@ -57,8 +56,8 @@ def _speed(finding: Finding) -> str:
 
 def _pictures(finding: Finding) -> str:
     if finding.identical:
-        gain = finding.timing.ratio_low > 1 and not finding.sound
-        return f"{'Its' if gain else 'No effect: its'} outputs are bit-identical to the base's."
+        gains = not finding.sound and finding.timing and finding.timing.ratio_low > 1
+        return f"{'Its' if gains else 'No effect: its'} outputs are bit-identical to the base's."
     if not finding.paints:
         return "Speed alone: no pictures were made."
     if finding.unhealed:
@@ -91,10 +90,10 @@ def headline(rows: Sequence[tuple[str, str, Figure | None, str]], sound: Sequenc
     """
     if sound:
         return f"No verdict on time. {sound[0]}"
-    timed = [row for row in rows if row[1] != "fewer steps" and row[2] is not None]
+    timed = [(s, name, said) for name, kind, s, said in rows if s and kind != "fewer steps"]
     if not timed:
         return "No arm was timed."
-    name, _, speed, said = max(timed, key=lambda row: row[2].value)
+    speed, name, said = max(timed)
     if (speed.low or speed.value) > 1:
         return f"{name}: {said}"
     return f"Nothing is faster than the base. Nearest is {name}: {said[0].lower()}{said[1:]}"
