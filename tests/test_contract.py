@@ -143,8 +143,8 @@ def test_a_good_method_passes(registered):
     "function, method, message",
     [
         (contract.contract_weights, Broken(how="touches"), "ff.net.0.proj.weight was changed"),
-        (contract.contract_weights, Broken(how="spreads"), "extra.weight is new, outside"),
-        (contract.contract_twice, Unlike(), "the second time put other modules in"),
+        (contract.contract_weights, Broken(how="spreads"), "extra.bias is new, outside"),
+        (contract.contract_twice, Unlike(), "the settings change"),
         (contract.contract_saving, Broken(how="hidden"), "the outputs differ"),
         (contract.contract_batch, Broken(how="mixes"), "not close"),
         (contract.contract_gradients, Broken(how="dead"), "no gradient reaches"),

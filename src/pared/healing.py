@@ -1,6 +1,7 @@
 """Healing: train a converted model against the model it came from, as its methods' papers do."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -19,6 +20,7 @@ def heal(
     folder: str | Path,
     settings: TrainingSettings | None = None,
     task: Denoising | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
     **changes: object,
 ) -> Run:
     """Train `student` in place until it paints like `teacher`.
@@ -33,6 +35,7 @@ def heal(
         settings: training settings; by default 1,000 steps of AdamW at 1e-4 in which only the
             converted attentions train (EDiT's first stage).
         task: what the denoiser predicts; by default flow. Use `task_of(pipeline)` for a pipeline.
+        on_step: called after each step with its number and mean loss terms.
         changes: single settings to change, e.g. `steps=200, batch_size=16`.
 
     Returns:
@@ -55,7 +58,7 @@ def heal(
         steps=1000, learning_rate=1e-4, trainable=tuple(f"{path}.*" for path in objective.paths)
     )
     settings = TrainingSettings(**(settings.model_dump() | changes))
-    return train(student, objective, data, settings, folder)
+    return train(student, objective, data, settings, folder, on_step)
 
 
 def task_of(pipeline: object) -> Denoising:

@@ -160,8 +160,10 @@ def check(recipe: Recipe) -> None:
     """
     if recipe.model.class_:
         _model_class(recipe.model)
-    else:
-        folder_of(recipe.model.from_)
+    elif not Path(folder_of(recipe.model.from_), "model_index.json").exists():
+        raise InputError(
+            f"there is no pipeline {recipe.model.from_!r}; give house:NAME or a folder."
+        )
     for spec in recipe.model.methods:
         parse(spec)
     for stage in recipe.stages:

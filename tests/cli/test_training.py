@@ -86,6 +86,16 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(run, tmp_path, reci
         ('kind = "images"', 'kind = "latents"', "kind 'latents' needs a vae and a text_encoder"),
         ('kind = "images"', 'kind = "images"\nsource = "photos"', "data.source: Input should be"),
         ("size = 16", "size = 256", "size 256 is beyond the emoji world's 128 pixels"),
+        (
+            'class = "diffusers.AutoencoderKL"',
+            "",
+            "give either a class with its config or a pipeline",
+        ),
+        (
+            'class = "diffusers.AutoencoderKL"\n[model.config]',
+            'from = "x"\n[old]',
+            "old: Extra inp",
+        ),
         ("AutoencoderKL", "AutoencoderKLL", "no model class 'diffusers.AutoencoderKLL'"),
         ("diffusers.AutoencoderKL", "os.system", "there is no model class 'os.system'"),
         ("layers_per_block", "layer_per_block", "'layer_per_block'; did you mean layers_per_block"),
@@ -182,3 +192,47 @@ def test_an_interrupted_healing(run, tmp_path, pipeline, student, photos, reques
 )
 def test_heal_refusals(refused, pipeline, student, photos, words, part):
     assert part in refused("heal", *(pipeline if word == "PIPE" else word for word in words))
+
+
+HEAL = """
+name = "healing"
+[model]
+from = "{pipeline}"
+methods = ["edit"]
+[data]
+kind = "latents"
+[objective]
+name = "distillation"
+[[stages]]
+size = 64
+training = {{ steps = 1, batch_size = 2, trainable = ["*.attn1.*"] }}
+"""
+
+
+def test_train_a_recipe_that_heals(run, tmp_path, pipeline, monkeypatch):
+    from pared.worlds import emoji
+
+    whole = emoji.load(size=64).select(range(4))
+    monkeypatch.setattr(emoji, "load", lambda split=None, size=None: whole)
+    (tmp_path / "heal.toml").write_text(HEAL.format(pipeline=pipeline))
+    result = run("train", "heal.toml", "-o", "out")
+    assert result.exit_code == 0, result.output
+    assert f"healing: {pipeline} with edit, 1 step in 1 stage, to out\n" in result.stdout
+    assert (tmp_path / "out" / "model" / "pared.json").exists()
+
+
+@pytest.mark.parametrize(
+    "old, new, part",
+    [
+        ("PIPE", "nowhere", "there is no pipeline 'nowhere'; give house:NAME or a folder."),
+        ("PIPE", "house:unicorn", "there is no house model 'house:unicorn'"),
+        ('"edit"', '"edit:r=0"', "edit: r=0 doesn't work"),
+        ('"edit"', '"edti"', "did you mean edit?"),
+        ('methods = ["edit"]', "", "methods are healed by the objective 'distillation'"),
+    ],
+)
+def test_healing_recipes_that_are_refused(refused, tmp_path, pipeline, old, new, part):
+    text = HEAL.replace("{pipeline}", "PIPE").replace(old, new).replace("PIPE", str(pipeline))
+    text = text.replace("{{", "{").replace("}}", "}")
+    (tmp_path / "heal.toml").write_text(text)
+    assert part in refused("train", "heal.toml")

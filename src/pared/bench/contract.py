@@ -60,7 +60,7 @@ def contract_weights(method: Conversion, family: str) -> None:
             assert torch.equal(new[name], weight), f"{name} was changed"
         else:
             assert name.startswith(replaced), f"{name} has another shape"
-    for name in new.keys() - old.keys():
+    for name in sorted(new.keys() - old.keys()):
         assert name.startswith(replaced), f"{name} is new, outside of what the method replaces"
     convert(before, method)
     before.load_state_dict(new, strict=True)
@@ -70,8 +70,9 @@ def contract_twice(method: Conversion, family: str) -> None:
     """Converting twice is the same as once."""
     model = _converted(method, family)
     modules, weights = dict(model.named_modules()), _weights(model)
-    # The second time with settings written down and read again, as when a model is loaded.
-    convert(model, type(method)(**method.model_dump(mode="json")))
+    again = type(method)(**method.model_dump(mode="json"))
+    assert again == method, "the settings change when they are written down and read again"
+    convert(model, again)
     assert dict(model.named_modules()) == modules, "the second time put other modules in"
     _assert_same_weights(model, weights)
     assert stack_of(model) == [method], f"the model carries {stack_of(model)}"

@@ -36,8 +36,13 @@ def command(ctx: click.Context, recipe: Path, output: Path | None) -> None:
         raise InputError(f"{folder} is a file; give the name of a folder.")
     recipes.check(plan)
     steps = sum(stage.training.steps for stage in plan.stages)
-    stages = f"{len(plan.stages)} stages" if len(plan.stages) > 1 else "1 stage"
-    click.echo(f"{plan.name}: {plan.model.class_}, {steps} steps in {stages}, to {folder}")
+    what = plan.model.class_ or f"{plan.model.from_} with {' and '.join(plan.model.methods)}"
+    size = f"{_number(steps, 'step')} in {_number(len(plan.stages), 'stage')}"
+    click.echo(f"{plan.name}: {what}, {size}, to {folder}")
     if recipes.run(plan, folder) is None:
         common.stopped(ctx, "train", [str(recipe)], {"-o": folder})
     click.echo(f"trained: {folder / 'model'}")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"

@@ -1,0 +1,81 @@
+"""Writes measured claims into `results/<slug>.json`; what other scripts measured there stays."""
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pared import info, results
+from pared.bench.floor import machine
+
+ROOT = Path(__file__).parents[1]
+
+
+def claim(
+    slug: str, key: str, ours: float, spread: float | None, seeds: Sequence[int], note: str = ""
+) -> results.Measured:
+    """A measured claim: words, value and bound from the method's record, conditions from here."""
+    headline = next(h for h in info.get(slug).headlines if h.key == key)
+    holds = ours >= headline.bound if headline.direction == "higher" else ours <= headline.bound
+    return results.Measured(
+        key=key,
+        text=headline.text,
+        paper=headline.paper,
+        ours=round(ours, 4),
+        spread=None if spread is None else round(spread, 4),
+        direction=headline.direction,
+        bound=headline.bound,
+        holds=holds,
+        command=" ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        machine=describe_machine(),
+        seeds=tuple(seeds),
+        commit=commit(),
+        date=datetime.date.today().isoformat(),
+        note=note,
+    )
+
+
+def write(
+    slug: str,
+    claims: Sequence[results.Measured],
+    tables: Mapping[str, list[dict[str, Any]]] | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> Path:
+    """Merge claims (by key), tables and figures (by name) into the method's file."""
+    path = ROOT / "results" / f"{slug}.json"
+    old = results.read(slug, path.parent) or results.Results(slug, ())
+    kept = {c.key: c for c in old.claims} | {c.key: c for c in claims}
+    order = [h.key for h in info.get(slug).headlines]
+    merged = results.Results(
+        slug,
+        tuple(sorted(kept.values(), key=lambda c: order.index(c.key))),
+        old.tables | dict(tables or {}),
+        old.figures | dict(figures or {}),
+    )
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(merged), indent=1) + "\n")
+    os.replace(partial, path)
+    return path
+
+
+def describe_machine() -> str:
+    """Processor, cores and torch, in words."""
+    facts = machine()
+    return f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']}"
+
+
+def commit() -> str:
+    """The short hash of the code that ran, marked where the tree had changes."""
+    hash_ = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "src"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    return hash_ + ("+" if dirty else "")
