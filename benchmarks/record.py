@@ -67,7 +67,8 @@ def write(
 def describe_machine() -> str:
     """Processor, cores and torch, in words."""
     facts = machine()
-    return f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, torch {facts['torch']}"
+    cores, threads = facts["cores"], facts["threads"]
+    return f"{facts['cpu']}, {cores} cores, {threads} threads, torch {facts['torch']}"
 
 
 def commit() -> str:

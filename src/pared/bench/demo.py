@@ -1,4 +1,4 @@
-"""The demonstration: a teacher and its EDiT student side by side, healing live, and where it pays."""
+"""The demonstration: a teacher and its EDiT student, healing live, and where it pays."""
 
 import copy
 import tempfile
@@ -160,8 +160,8 @@ def _where_it_pays(
     lead = (
         f"The house model has {house} tokens, and there linear attention does not pay. Measured "
         f"here on one full-size block of {BLOCK} (random weights, bfloat16): EDiT is faster "
-        f"{where}, and {gain:.1f} times as fast at {largest.pixels} x {largest.pixels} pixels. The paper's "
-        f"figures for the whole model on its GPU are {_paper_figures()}."
+        f"{where}, and {gain:.1f} times as fast at {largest.pixels} x {largest.pixels} pixels. "
+        f"The paper's figures for the whole model on its GPU are {_paper_figures()}."
     )
     return crossover_section(series, lead=lead)
 
