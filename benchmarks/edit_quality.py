@@ -1,4 +1,4 @@
-"""Heals EDiT, its baselines and its ablation from the house teacher, on equal budgets, and compares.
+"""Heals EDiT, its baselines and its ablation from the house teacher, all alike, and compares.
 
     python benchmarks/edit_quality.py                       # three seeds; goes on where it stopped
     python benchmarks/edit_quality.py --steps 100 --seeds 1 # a first look

@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -26,9 +27,10 @@ from pared.bench import floor, metering, selfcheck, session, verdicts
 from pared.bench import timing as timing_module
 from pared.bench.arms import rival_steps
 from pared.bench.bill import bill
+from pared.bench.distances import mmd
 from pared.bench.figures import Figure
 from pared.bench.judge import judge_of, weight_digest
-from pared.bench.quality import as_images
+from pared.bench.quality import as_images, paired_mmd
 from pared.bench.subjects import PipelineSubject, Sample
 from pared.bench.timing import interleave, summarize
 from pared.errors import InputError
@@ -367,17 +369,19 @@ def test_verdicts(finding, expected):
 @pytest.mark.parametrize(
     ("nearer", "words"),
     [
-        (1, "It beats"),
-        (-1, "Fewer steps do better"),
-        (0, "about as close"),
-        (None, "about as close"),
+        (1, 'It stays closer than "base, 9 steps", nearest in time at 1.45x, does'),
+        (-1, 'Fewer steps do better: "base, 9 steps"'),
+        (0, "is about as close"),
+        (None, "is about as close"),
     ],
 )
 def test_the_rival_is_named(nearer, words):
-    rival = ("base, 9 steps", Figure(30.0), nearer)
+    rival = verdicts.Rival("base, 9 steps", 1.45, 30.0, nearer)
     finding = verdicts.Finding(timing(1.5), psnr=Figure(29.0), rival=rival)
     said = verdicts.verdict(finding)
-    assert words in said and '"base, 9 steps"' in said and "29.0 against 30.0 dB" in said
+    assert words in said and "(29.0 against 30.0 dB)" in said
+    for silent in ({"sound": ["drift"]}, {"unhealed": True}, {"identical": True}):
+        assert "base, 9 steps" not in verdicts.verdict(replace(finding, **silent))
 
 
 # Quality ----------------------------------------------------------------------------------------
@@ -404,6 +408,22 @@ def test_sets_are_compared_by_a_judge(pipe, parts):
     assert report.conditions["judge_weights"] == weight_digest(judge[0])
     assert report.conditions["pictures"] == 6 and report.conditions["real_pictures"] == 5
     assert any("biased upwards" in note for note in report.notes)
+
+
+def test_pairs_are_not_compared_with_themselves():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(400, 3, generator=generator)
+    assert paired_mmd(a, a, 1.0) == pytest.approx(0, abs=1e-12)
+    # Partners that share their noise: close one by one, and of one distribution.
+    values = []
+    for _ in range(50):
+        shared, own = torch.randn(2, 40, 3, generator=generator)
+        values.append(paired_mmd(shared, 0.8 * shared + 0.6 * own, 1.0))
+    mean, error = torch.tensor(values).mean(), torch.tensor(values).std() / 50**0.5
+    assert abs(mean) < 3 * error
+    # Independent sets: what the estimator for those gives.
+    b = torch.randn(400, 3, generator=generator) + 0.5
+    assert paired_mmd(a, b, 1.0) == pytest.approx(mmd(a, b, bandwidth=1.0), rel=0.05)
 
 
 def test_too_few_pictures_have_no_frechet_distance(pipe, parts):

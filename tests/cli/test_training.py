@@ -3,12 +3,16 @@
 import json
 import os
 import signal
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
 import pared
+from pared.training import loop
+from pared.worlds import emoji
 
 RECIPE = """
 name = "toy"
@@ -31,23 +35,37 @@ training = { steps = 2, batch_size = 2 }
 """
 
 
+@pytest.fixture(autouse=True)
+def small_world(monkeypatch):
+    """Eight captions with random pictures: decoding the whole emoji world takes seconds."""
+    captions = emoji.load(size=None).select(range(8))
+
+    def load(split=None, size=64):
+        noise = torch.Generator().manual_seed(size)
+        images = torch.randint(256, (8, 3, size, size), generator=noise, dtype=torch.uint8)
+        return replace(captions, images=images)
+
+    monkeypatch.setattr(emoji, "load", load)
+
+
 @pytest.fixture
 def recipe(tmp_path):
     (tmp_path / "toy.toml").write_text(RECIPE)
     return tmp_path / "toy.toml"
 
 
-@pytest.fixture
-def interrupted(monkeypatch):
-    """Ctrl-C in the middle of the first step."""
-    from pared.training import loop
-
+@contextmanager
+def interruption():
+    """Ctrl-C in the middle of every step."""
     step = loop._one_step
-    monkeypatch.setattr(
-        loop, "_one_step", lambda *a: (os.kill(os.getpid(), signal.SIGINT), step(*a))[1]
-    )
-    yield
-    monkeypatch.undo()
+
+    def interrupted_step(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_one_step", interrupted_step)
+        yield
 
 
 def weights(folder):
@@ -63,15 +81,13 @@ def test_train(run, tmp_path, recipe):
     assert weights(tmp_path / "runs" / "toy" / "model")
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(run, tmp_path, recipe, request):
+def test_an_interrupted_training_goes_on_to_the_same_weights(run, tmp_path, recipe):
     run("train", recipe, "-o", "whole")
-    request.getfixturevalue("interrupted")
-    result = run("train", "toy.toml", "-o", "my runs")
+    with interruption():
+        result = run("train", "toy.toml", "-o", "my runs")
     assert result.exit_code == 130
     assert "pared: stopped; go on with: pared train toy.toml -o 'my runs'\n" in result.stderr
     assert not (tmp_path / "my runs" / "model").exists()
-    request.getfixturevalue("monkeypatch").undo()
-    os.chdir(tmp_path)
     assert run("train", "toy.toml", "-o", "my runs").exit_code == 0
     whole, parts = weights(tmp_path / "whole" / "model"), weights(tmp_path / "my runs" / "model")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -158,17 +174,15 @@ def test_heal(run, tmp_path, pipeline, student, photos):
     assert json.loads(log[-1])["step"] == 2
 
 
-def test_an_interrupted_healing(run, tmp_path, pipeline, student, photos, request):
-    request.getfixturevalue("interrupted")
-    result = heal(run, pipeline, "--steps", 3)
+def test_an_interrupted_healing(run, tmp_path, pipeline, student, photos):
+    with interruption():
+        result = heal(run, pipeline, "--steps", 3)
     assert result.exit_code == 130
     assert (
         f"pared: stopped; go on with: pared heal student --teacher {pipeline} --data photos "
         "-o healed --batch-size 2 --steps 3\n"
     ) in result.stderr
     assert not (tmp_path / "healed").exists()
-    request.getfixturevalue("monkeypatch").undo()
-    os.chdir(tmp_path)
     result = heal(run, pipeline, "--steps", 3)
     assert result.exit_code == 0, result.output
     assert "healed in 3 steps" in result.stdout
@@ -209,11 +223,7 @@ training = {{ steps = 1, batch_size = 2, trainable = ["*.attn1.*"] }}
 """
 
 
-def test_train_a_recipe_that_heals(run, tmp_path, pipeline, monkeypatch):
-    from pared.worlds import emoji
-
-    whole = emoji.load(size=64).select(range(4))
-    monkeypatch.setattr(emoji, "load", lambda split=None, size=None: whole)
+def test_train_a_recipe_that_heals(run, tmp_path, pipeline):
     (tmp_path / "heal.toml").write_text(HEAL.format(pipeline=pipeline))
     result = run("train", "heal.toml", "-o", "out")
     assert result.exit_code == 0, result.output

@@ -71,7 +71,7 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path, uninterrupted):
 def test_two_processes_train_like_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert script(one, 0, "SIGINT", "exact").returncode == 0
-    launcher = ("torch.distributed.run", "--nproc-per-node=2", "--master-port=29591")
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
     done = script(two, 0, "SIGINT", "exact", launcher=launcher)
     assert done.returncode == 0, done.stderr
     # Sums over the halves of a batch round differently, and 40 Adam steps amplify that a little.

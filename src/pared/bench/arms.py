@@ -52,7 +52,8 @@ class Arm:
 
     def fewer(self, steps: int) -> Arm:
         """The same with fewer steps, as a rival for methods that save steps' worth of work."""
-        return replace(self, name=f"{self.name}, {steps} steps", kind="fewer steps", steps=steps)
+        name = f"{self.name}, {steps} step{'s' if steps > 1 else ''}"
+        return replace(self, name=name, kind="fewer steps", steps=steps)
 
 
 def arms_of(subject: Subject, given: Mapping[str, Any], base: str) -> dict[str, Arm]:

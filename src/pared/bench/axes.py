@@ -72,7 +72,7 @@ def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
 
     def within(factors: Sequence[float]) -> list[float]:
-        values = (factor * 10.0**power for power in powers for factor in factors)
+        values = (float(f"{each}e{power}") for power in powers for each in factors)
         return [value for value in values if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
 
     finest = within((1, 1.5, 2, 3, 4, 5, 7))

@@ -157,7 +157,7 @@ class Report:
         threads = self.conditions.get("threads")
         known = [
             machine.get("gpu") or machine.get("cpu"),
-            f"{threads} threads" if threads else None,
+            f"{threads} thread{'s' if threads > 1 else ''}" if threads else None,
             str(self.conditions.get("date", "")).partition("T")[0],
         ]
         return ", ".join(each for each in known if each)
@@ -175,7 +175,11 @@ class Report:
     def _markdown(self) -> str:
         shown = self.columns
         lines = [["", *(c.title for c in shown)], ["---", *["---:"] * len(shown)]]
-        lines += [[row.name, *(_cell(row, c, True) for c in shown)] for row in self.rows]
+        # A bar in a name would begin a new cell.
+        lines += [
+            [row.name.replace("|", "\\|"), *(_cell(row, c, True) for c in shown)]
+            for row in self.rows
+        ]
         table = ["| " + " | ".join(line) + " |" for line in lines]
         verdicts = [f"- **{row.name}**: {row.verdict}" for row in self.rows if row.verdict]
         parts = [[f"**{self.title}**"], table, verdicts, [f"- {note}" for note in self.notes]]

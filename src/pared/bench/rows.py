@@ -67,12 +67,17 @@ def _identical(session: Session, name: str) -> bool | None:
     return torch.equal(ours, base)
 
 
-def _rival(session: Session, name: str) -> tuple[str, Figure, int | None] | None:
+def _rival(session: Session, name: str) -> verdicts.Rival | None:
     rival = session.rivals.get(name)
     if rival not in session.qualities:
         return None
     ours, theirs = session.qualities[name], session.qualities[rival]
-    return rival, theirs.figures["psnr"], closer(ours, theirs)
+    return verdicts.Rival(
+        name=rival,
+        speed=session.timings[rival].ratio,
+        psnr=theirs.figures["psnr"].value,
+        nearer=closer(ours, theirs),
+    )
 
 
 def _costs(session: Session, name: str) -> dict[str, Figure]:

@@ -6,12 +6,21 @@ arguments that raise when something is wrong, each done in a second.
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from diffusers.utils import logging
 
 from pared.method import Method
+
+
+def checks_of(module: str) -> list[Callable[[], None]]:
+    """The checks that stand beside a method's module, in their order; none if there's no file."""
+    name = f"{module}_checks"
+    if importlib.util.find_spec(name) is None:
+        return []
+    found = vars(importlib.import_module(name))
+    return [value for key, value in found.items() if key.startswith("check_")]
 
 
 def failures(method: Method) -> list[str]:
@@ -20,13 +29,8 @@ def failures(method: Method) -> list[str]:
     Returns:
         A sentence for each check that fails; empty if all pass, or if the method has none.
     """
-    name = f"{type(method).__module__}_checks"
-    if importlib.util.find_spec(name) is None:
-        return []
-    module = importlib.import_module(name)
-    checks = [value for key, value in vars(module).items() if key.startswith("check_")]
     found = []
-    for check in checks:
+    for check in checks_of(type(method).__module__):
         try:
             with _quiet():
                 check()

@@ -104,7 +104,9 @@ class Session:
             with _progress("timing one pass") as progress:
                 timings = interleave(calls, self.rounds, 1, self.base, progress=progress)
             self.calls = dict(timings)
-            self.notes += [f"Of single passes: {note}" for note in timings.verdict.notes]
+            # Said once, if the whole runs were disturbed too.
+            if self.timings.verdict.sound:
+                self.notes += [f"Of single passes: {note}" for note in timings.verdict.notes]
 
     def _find_rivals(self, arms: Sequence[Arm]) -> None:
         """Adds, for each arm, the base with the steps that take as long."""

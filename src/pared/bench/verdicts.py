@@ -8,6 +8,24 @@ from pared.bench.timing import Timing
 
 
 @dataclass(frozen=True)
+class Rival:
+    """The base with fewer steps, beside an arm that takes about as long.
+
+    Attributes:
+        name: of the row.
+        speed: over the base's.
+        psnr: of its pictures to the base's.
+        nearer: which of the two paints closer to the base: 1 the arm, -1 the rival, 0 undecided,
+            None unknown.
+    """
+
+    name: str
+    speed: float
+    psnr: float
+    nearer: int | None
+
+
+@dataclass(frozen=True)
 class Finding:
     """What the verdict on one arm rests on.
 
@@ -18,8 +36,7 @@ class Finding:
         unhealed: whether it was converted by a method that needs training, and not trained.
         identical: whether its outputs equal the base's bit for bit; None if there are none.
         psnr: to the base's pictures, if known.
-        rival: name of the base with fewer steps at equal time, its PSNR, and which of the two is
-            closer to the base (1 for the arm, -1 for the rival, 0 undecided), if there is one.
+        rival: the base with the steps that are nearest in time, if there is one.
         paints: whether pictures were to be had at all.
     """
 
@@ -29,7 +46,7 @@ class Finding:
     unhealed: bool = False
     identical: bool | None = None
     psnr: Figure | None = None
-    rival: tuple[str, Figure, int | None] | None = None
+    rival: Rival | None = None
     paints: bool = True
 
 
@@ -68,17 +85,17 @@ def _pictures(finding: Finding) -> str:
 
 
 def _against_rival(finding: Finding) -> str:
-    if finding.rival is None or finding.identical:
+    rival, psnr = finding.rival, finding.psnr
+    # Without a sound time nothing is equal in time, and an unhealed arm has nothing to show.
+    if rival is None or psnr is None or finding.identical or finding.unhealed or finding.sound:
         return ""
-    name, psnr, nearer = finding.rival
-    if finding.psnr is None:
-        return ""
-    beside = f"{finding.psnr.value:.1f} against {psnr.value:.1f} dB"
-    if nearer == 1:
-        return f'It beats "{name}", which takes as long ({beside}).'
-    if nearer == -1:
-        return f'Fewer steps do better: "{name}" takes as long and stays closer ({beside}).'
-    return f'"{name}" takes as long and is about as close ({beside}).'
+    beside = f"({psnr.value:.1f} against {rival.psnr:.1f} dB)"
+    named = f'"{rival.name}", nearest in time at {times(rival.speed)},'
+    if rival.nearer == 1:
+        return f"It stays closer than {named} does {beside}."
+    if rival.nearer == -1:
+        return f"Fewer steps do better: {named} stays closer {beside}."
+    return f"{named[0].upper()}{named[1:]} is about as close {beside}."
 
 
 def headline(rows: Sequence[tuple[str, str, Figure | None, str]], sound: Sequence[str]) -> str:

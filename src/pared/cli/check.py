@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -90,13 +88,10 @@ def _warm_up() -> None:
 
 def _checks(record: Info) -> Iterator[Check]:
     """A method's own checks, then the contract's."""
-    name = f"{record.module}_checks"
-    if importlib.util.find_spec(name) is not None:
-        for key, function in vars(importlib.import_module(name)).items():
-            if key.startswith("check_"):
-                yield Check(record.slug, "", key, _first_line(function), function)
-    from pared.bench import contract
+    from pared.bench import contract, selfcheck
 
+    for function in selfcheck.checks_of(record.module):
+        yield Check(record.slug, "", function.__name__, _first_line(function), function)
     method = record.load()()
     for family, function in contract.cases(record):
         run = partial(function, method, family)

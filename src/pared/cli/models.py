@@ -161,7 +161,7 @@ def _fetched(hub_id: str) -> Path:
             "unset it to download."
         )
     from diffusers import DiffusionPipeline
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     from pared.checkpoint import SIDECAR
@@ -174,9 +174,11 @@ def _fetched(hub_id: str) -> Path:
             f"{hub_id} can't be had: it isn't in this machine's cache, and the hub has no such "
             "pipeline or can't be reached; check the name, or give a folder."
         ) from None
-    # Of a converted model the weights fit only together with its sidecar.
-    with suppress(EntryNotFoundError, HfHubHTTPError):
-        hf_hub_download(hub_id, SIDECAR)
+    # Of a converted model the weights fit only together with its sidecar. The cache also remembers
+    # that a model has none; only where it knows nothing is the hub asked.
+    if try_to_load_from_cache(hub_id, SIDECAR) is None:
+        with suppress(EntryNotFoundError, HfHubHTTPError):
+            hf_hub_download(hub_id, SIDECAR)
     return Path(folder)
 
 

@@ -59,9 +59,10 @@ def write(
             # On the CPU these are the live weights, which the end of the context puts back.
             # Processes other than the main one get empty dictionaries.
             tensors["ema"] = {k: v.clone() for k, v in averaged.items() if k in trained}
-    tensors["optimizer"] = _flatten(get_optimizer_state_dict(model, optimizer, options=_FULL))
+    optimizer_state = get_optimizer_state_dict(model, optimizer, options=_FULL)
     if not main_process:
         return target
+    tensors["optimizer"] = _flatten(optimizer_state)
     partial = target.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
