@@ -234,3 +234,11 @@ def test_nothing_warns_on_load(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pared.load(saved)
+
+
+def test_verify_compares_with_the_output_at_saving(saved):
+    pared.load(saved, verify=True)
+    _edit_weights(saved, lambda t: t["proj_out.bias"].add_(1))
+    pared.load(saved)
+    with pytest.raises(InputError, match="when it was saved"):
+        pared.load(saved, verify=True)

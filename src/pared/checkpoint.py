@@ -58,14 +58,18 @@ def save(target: Any, folder: str | Path, max_shard_size: str = "10GB") -> Path:
 
 
 def load(
-    folder: str | Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    verify: bool = False,
 ) -> Any:
     """Load what `save` wrote, or an ordinary diffusers model or pipeline folder.
 
     Args:
         folder: the folder.
-        dtype: type of the weights; by default as saved.
+        dtype: type of the weights; by default the one that the saved model had.
         device: where to put them.
+        verify: also run the model once and compare with the output that it had when it was saved.
 
     Returns:
         A model or a pipeline, in eval mode, that carries its conversions.
@@ -76,17 +80,36 @@ def load(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"there is no folder {str(folder)!r}; give a saved model or pipeline.")
-    sidecar = (
-        _read_json(folder / SIDECAR) if (folder / SIDECAR).exists() else {"stack": [], "files": {}}
-    )
+    sidecar = {"stack": [], "files": {}, "dtype": None, "fingerprint": None}
+    if (folder / SIDECAR).exists():
+        sidecar |= _read_json(folder / SIDECAR)
     _check_files(folder, sidecar["files"])
+    if dtype is None and sidecar["dtype"]:
+        dtype = getattr(torch, sidecar["dtype"])
     if (folder / "model_index.json").exists():
-        return _load_pipeline(folder, sidecar, dtype, device)
-    if (folder / "config.json").exists():
-        return _load_model(folder, sidecar["stack"], dtype, device)
-    raise InputError(
-        f"{folder} is not a model: it has neither a model_index.json nor a config.json."
-    )
+        found = _load_pipeline(folder, sidecar, dtype, device)
+    elif (folder / "config.json").exists():
+        found = _load_model(folder, sidecar["stack"], dtype, device)
+    else:
+        raise InputError(
+            f"{folder} is not a model: it has neither a model_index.json nor a config.json."
+        )
+    if verify:
+        _verify(found, sidecar["fingerprint"], folder)
+    return found
+
+
+def _verify(target: Any, wanted: list[float] | None, folder: Path) -> None:
+    """Refuse a model that doesn't compute what it computed when it was saved."""
+    if wanted is None:
+        raise InputError(f"{folder} was saved without a fingerprint; load it without verify.")
+    found = fingerprint(anatomy.unwrap(method.denoiser(target)))
+    # Wide enough for another processor or number format, and far below any wrong weight.
+    if not torch.allclose(torch.tensor(found), torch.tensor(wanted), rtol=2e-2, atol=2e-2):
+        raise InputError(
+            f"{folder} computes {found[:3]}... where it computed {wanted[:3]}... when it was saved; "
+            f"it was made with {_read_json(folder / SIDECAR)['versions']}."
+        )
 
 
 def fingerprint(model: nn.Module) -> list[float] | None:
@@ -174,13 +197,15 @@ def _sidecar(target: Any, folder: Path) -> dict[str, Any]:
             for m in method.stack_of(model)
         ],
         "files": {
-            str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*.safetensors"))
+            str(p.relative_to(folder)): digest(p) for p in sorted(folder.rglob("*.safetensors"))
         },
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "fingerprint": fingerprint(model),
     }
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -213,7 +238,7 @@ def _check_files(folder: Path, digests: dict[str, str]) -> None:
     for name, digest in digests.items():
         if not (path := folder / name).exists():
             raise InputError(f"{path} is missing; the model was not copied completely.")
-        if _digest(path) != digest:
+        if digest(path) != digest:
             raise InputError(
                 f"{path} is not the file that was saved (its checksum differs); copy the model "
                 "again."
