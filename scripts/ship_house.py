@@ -2,8 +2,8 @@
 
     python scripts/ship_house.py runs/house-pixart/model pixart
 
-Weights are stored in float16 and still load in float32; a converted model keeps its `pared.json`, with
-the digests and the fingerprint of what is shipped.
+Weights are stored in float16 and still load in float32; a converted model keeps its `pared.json`,
+with the digests and the fingerprint of what is shipped.
 """
 
 import argparse

@@ -107,7 +107,7 @@ def _verify(target: Any, wanted: list[float] | None, folder: Path) -> None:
     # Wide enough for another processor or number format, and far below any wrong weight.
     if not torch.allclose(torch.tensor(found), torch.tensor(wanted), rtol=2e-2, atol=2e-2):
         raise InputError(
-            f"{folder} computes {found[:3]}... where it computed {wanted[:3]}... when it was saved; "
+            f"{folder} computes {found[:2]}... but computed {wanted[:2]}... when it was saved; "
             f"it was made with {_read_json(folder / SIDECAR)['versions']}."
         )
 
@@ -235,10 +235,10 @@ def _check_files(folder: Path, digests: dict[str, str]) -> None:
             f"{pickles[0]} is a pickle, which can run code when it is opened; convert the weights "
             "to safetensors with the tool that made them."
         )
-    for name, digest in digests.items():
+    for name, wanted in digests.items():
         if not (path := folder / name).exists():
             raise InputError(f"{path} is missing; the model was not copied completely.")
-        if digest(path) != digest:
+        if digest(path) != wanted:
             raise InputError(
                 f"{path} is not the file that was saved (its checksum differs); copy the model "
                 "again."
