@@ -101,7 +101,7 @@ def test_saving_replaces_a_model_and_leaves_no_traces(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
-# What goes wrong ------------------------------------------------------------------------------------------------------
+# What goes wrong --------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_run_time_methods_stack_on_conversions_and_come_off_after_errors():
 def test_two_run_time_methods_on_one_site_are_refused_before_anything_happens():
     model = presets.build("toy:pixart", device="cpu")
     base = output(model)
-    with pytest.raises(InputError, match="doubled reuses transformer_blocks.0.attn1"):
+    with pytest.raises(InputError, match=r"doubled reuses transformer_blocks\.0\.attn1"):
         pared.apply(model, Doubled(), Doubled())
     assert torch.equal(output(model), base)
 

@@ -27,12 +27,13 @@ _WHERE = {
     "load": "pared.checkpoint",
     "heal": "pared.healing",
     "bill": "pared.bench.bill",
-    "bench": "pared.bench.run",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `import pared` itself stays instant."""
+    if name == "bench":  # a package that can be called, see there
+        return importlib.import_module("pared.bench")
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
     if not name.startswith("_"):
@@ -47,4 +48,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from pared.info import registry
 
-    return sorted([*_WHERE, *(record.cls for record in registry().values()), "__version__"])
+    return sorted(["bench", *_WHERE, *(record.cls for record in registry().values()), "__version__"])

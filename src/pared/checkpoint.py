@@ -80,7 +80,7 @@ def load(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"there is no folder {str(folder)!r}; give a saved model or pipeline.")
-    sidecar = {"stack": [], "files": {}, "dtype": None, "fingerprint": None}
+    sidecar: dict[str, Any] = {"stack": [], "files": {}, "dtype": None, "fingerprint": None}
     if (folder / SIDECAR).exists():
         sidecar |= _read_json(folder / SIDECAR)
     _check_files(folder, sidecar["files"])
@@ -341,7 +341,8 @@ def _rebuild_buffers(model: nn.Module, device: torch.device) -> None:
     lost = [name for name, buffer in model.named_buffers() if buffer.device.type == "meta"]
     if not lost:
         return
-    twin = type(model).from_config({**model.config, **_shallow(model.config)})
+    upstream: Any = model
+    twin = type(upstream).from_config({**upstream.config, **_shallow(upstream.config)})
     values = dict(twin.named_buffers())
     for name in lost:
         _set(model, name, values[name].to(device), None)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -61,7 +62,7 @@ def heal(
     return train(student, objective, data, settings, folder, on_step)
 
 
-def task_of(pipeline: object) -> Denoising:
+def task_of(pipeline: Any) -> Denoising:
     """The prediction that a pipeline's scheduler expects of its denoiser."""
     kind = getattr(pipeline.scheduler.config, "prediction_type", "flow_prediction")
     known = {"epsilon": "noise", "v_prediction": "v", "flow_prediction": "flow"}

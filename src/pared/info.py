@@ -91,7 +91,8 @@ class Info:
 
     def load(self) -> type:
         """The method's class. Imports torch."""
-        return getattr(importlib.import_module(self.module), self.cls)
+        cls: type = getattr(importlib.import_module(self.module), self.cls)
+        return cls
 
 
 @cache
@@ -131,7 +132,8 @@ def _record(tree: ast.Module, folder: str, module: str) -> Info:
     """Evaluate the literal `INFO = Info(...)` of a parsed file."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INFO":
-            return _evaluate(node.value, {"folder": folder, "module": module})
+            info: Info = _evaluate(node.value, {"folder": folder, "module": module})
+            return info
     raise RuntimeError(f"{module} has no module-level INFO")
 
 
@@ -139,7 +141,7 @@ def _evaluate(node: ast.expr, extra: dict[str, str]) -> Any:
     """Literals, and calls of the two record classes with keyword arguments."""
     if isinstance(node, ast.Call):
         cls = {"Info": Info, "Headline": Headline}[ast.unparse(node.func)]
-        return cls(**{k.arg: _evaluate(k.value, {}) for k in node.keywords}, **extra)
+        return cls(**{str(k.arg): _evaluate(k.value, {}) for k in node.keywords}, **extra)
     if isinstance(node, ast.Tuple):
         return tuple(_evaluate(item, {}) for item in node.elts)
     return ast.literal_eval(node)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -158,7 +158,7 @@ def convert(target: Any, *methods: Conversion) -> Any:
     check_claims(family, [*stack_of(model), *fresh], len(stack_of(model)))
     for method in fresh:
         method.convert(model)
-        model.pared_stack = [*stack_of(model), method]
+        cast(Any, model).pared_stack = [*stack_of(model), method]
     return target
 
 
@@ -218,13 +218,13 @@ def denoiser(target: Any) -> nn.Module:
     """The denoiser of a pipeline (`transformer` or `unet`), or the model itself."""
     for name in ("transformer", "unet"):
         if (model := getattr(target, name, None)) is not None and hasattr(target, "components"):
-            return model
+            return cast("nn.Module", model)
     if hasattr(target, "components"):
         raise InputError(
             f"{type(target).__name__} has neither a transformer nor a unet; give the denoiser "
             "itself."
         )
-    return target
+    return cast("nn.Module", target)
 
 
 def replace_denoiser(pipeline: Any, model: nn.Module) -> None:
@@ -258,7 +258,8 @@ def parse(spec: str) -> Method:
                 "commas."
             )
         settings[key.strip()] = _value(value.strip())
-    return cls(**settings)
+    method: Method = cls(**settings)
+    return method
 
 
 def _split(text: str) -> Iterator[str]:

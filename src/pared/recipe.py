@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from pared import checkpoint
 from pared.errors import InputError
@@ -160,7 +160,7 @@ def check(recipe: Recipe) -> None:
     """
     if recipe.model.class_:
         _model_class(recipe.model)
-    elif not Path(folder_of(recipe.model.from_), "model_index.json").exists():
+    elif not Path(folder_of(str(recipe.model.from_)), "model_index.json").exists():
         raise InputError(
             f"there is no pipeline {recipe.model.from_!r}; give house:NAME or a folder."
         )
@@ -170,7 +170,7 @@ def check(recipe: Recipe) -> None:
         _objective(recipe.objective, stage.objective)
 
 
-def build(table: ModelTable):
+def build(table: ModelTable) -> Any:
     """The model of a recipe with seeded random weights."""
     cls = _model_class(table)
     torch.manual_seed(table.seed)
@@ -179,9 +179,9 @@ def build(table: ModelTable):
     return cls(cls.config_class(**table.config))
 
 
-def _model_class(table: ModelTable) -> type:
+def _model_class(table: ModelTable) -> Any:
     """The class that a recipe names, once its configuration is known to fit."""
-    cls = _class(table.class_, nn.Module, "model class")
+    cls: Any = _class(str(table.class_), nn.Module, "model class")
     # The libraries would ignore unknown entries; but a slip must not train another model.
     if hasattr(cls, "from_config"):
         known = set(inspect.signature(cls.__init__).parameters)
@@ -195,7 +195,7 @@ def _model_class(table: ModelTable) -> type:
     return cls
 
 
-def run(recipe: Recipe, folder: str | Path):
+def run(recipe: Recipe, folder: str | Path) -> Any:
     """Train what a recipe describes; goes on by itself where an earlier run of it stopped.
 
     Args:
@@ -211,7 +211,7 @@ def run(recipe: Recipe, folder: str | Path):
     if recipe.model.from_:
         return _heal(recipe, folder)
     model = build(recipe.model)
-    encoders = _encoders(recipe.data) if recipe.data.kind == "latents" else None
+    encoders = _encoders(recipe.data) if recipe.data.kind == "latents" else ()
     for number, stage in enumerate(recipe.stages, start=1):
         data, companion = _data(recipe.data, stage.size, encoders)
         objective = _objective(recipe.objective, stage.objective)
@@ -227,15 +227,16 @@ def run(recipe: Recipe, folder: str | Path):
     return model
 
 
-def _heal(recipe: Recipe, folder: Path):
+def _heal(recipe: Recipe, folder: Path) -> Any:
     """The case of a given pipeline whose denoiser is converted and healed."""
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(folder_of(recipe.model.from_))
+    pipeline = DiffusionPipeline.from_pretrained(folder_of(str(recipe.model.from_)))
     teacher = denoiser(pipeline)
     student = student_of(teacher)
     torch.manual_seed(recipe.model.seed)
-    convert(student, *(parse(spec) for spec in recipe.model.methods))
+    methods: list[Any] = [parse(spec) for spec in recipe.model.methods]
+    convert(student, *methods)
     encoders = (pipeline.vae, pipeline.text_encoder, pipeline.tokenizer)
     for number, stage in enumerate(recipe.stages, start=1):
         data, _ = _data(recipe.data, stage.size, encoders)
@@ -248,7 +249,7 @@ def _heal(recipe: Recipe, folder: Path):
     return pipeline
 
 
-def pack(table: PipelineTable, model: nn.Module, encoders: tuple) -> Any:
+def pack(table: PipelineTable, model: nn.Module, encoders: tuple[Any, ...]) -> Any:
     """A stock pipeline around a denoiser; `encoders`: autoencoder, text encoder, tokenizer."""
     vae, text_encoder, tokenizer = encoders
     scheduler = _class(table.scheduler)(**table.scheduler_config)
@@ -270,7 +271,7 @@ def _class(path: str, base: type = object, what: str = "class") -> type:
     return found
 
 
-def set_scaling_factor(vae, images, count: int = 512) -> None:
+def set_scaling_factor(vae: Any, images: Tensor, count: int = 512) -> None:
     """Write 1 / std of the latents into the configuration (Rombach et al. 2022, section 4.3.2)."""
     with torch.no_grad():
         pixels = images[:count].float() / 127.5 - 1
@@ -278,7 +279,7 @@ def set_scaling_factor(vae, images, count: int = 512) -> None:
     vae.register_to_config(scaling_factor=round(1 / float(std), 5))
 
 
-def _objective(table: ObjectiveTable, changes: dict[str, Any]):
+def _objective(table: ObjectiveTable, changes: dict[str, Any]) -> Any:
     from pared.objectives import autoencoding, contrastive, denoising, distillation
 
     classes = {
@@ -293,26 +294,26 @@ def _objective(table: ObjectiveTable, changes: dict[str, Any]):
         raise InputError(f"the objective {table.name} can't be set so: {error}.") from None
 
 
-def _encoders(table: DataTable) -> tuple:
+def _encoders(table: DataTable) -> tuple[Any, ...]:
     """Autoencoder, text encoder and tokenizer that a recipe's data names."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer
 
     try:
-        vae = AutoencoderKL.from_pretrained(folder_of(table.vae)).eval()
-        tokenizer = CLIPTokenizer.from_pretrained(folder_of(table.text_encoder))
-        text_encoder = CLIPTextModel.from_pretrained(folder_of(table.text_encoder)).eval()
+        vae = AutoencoderKL.from_pretrained(folder_of(str(table.vae))).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(folder_of(str(table.text_encoder)))
+        text_encoder = CLIPTextModel.from_pretrained(folder_of(str(table.text_encoder))).eval()
     except OSError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"the vae or text_encoder of the data can't be had: {reason}.") from None
     return vae, text_encoder, tokenizer
 
 
-def _data(table: DataTable, size: int, encoders: tuple | None):
+def _data(table: DataTable, size: int, encoders: tuple[Any, ...]) -> tuple[Any, Any]:
     """The data at one image size, and the tokenizer to save beside the model, if there is one."""
     from pared.worlds import datasets
 
-    world = emoji.load(split=None if table.split == "all" else table.split, size=size)
+    world: Any = emoji.load(split=None if table.split == "all" else table.split, size=size)
     if table.kind == "images":
         return datasets.ImageData(world.images), None
     if table.kind == "latents":

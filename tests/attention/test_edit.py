@@ -1,4 +1,4 @@
-"""EDiT: its card's checks. Those that need no weights are shipped with the package and run here too."""
+"""EDiT: its paper's checks; those that need no weights come with the package and run here too."""
 
 import copy
 import inspect
@@ -149,7 +149,7 @@ def test_a_mask_is_refused():
              attention_mask=torch.zeros(1, 1, 4))  # fmt: skip
 
 
-# Learning (check 8): a frozen random softmax teacher, one layer, students started from its projections -----------------
+# Learning: a frozen random softmax teacher, one layer, students from its projections ------------
 
 
 class _Layer(nn.Module):

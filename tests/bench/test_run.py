@@ -11,6 +11,8 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
     DPMSolverMultistepScheduler,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
@@ -520,6 +522,16 @@ def test_a_preset_is_timed_with_random_weights(world):
     assert "Speed alone" in report.row("edit").verdict
     assert "No effect: its outputs are bit-identical" in report.row("again").verdict
     assert any("weights are random" in note for note in report.notes)
+
+
+def test_class_labels_are_prompts_too(world):
+    parts = {n: presets.build("toy:dit", device="cpu", component=n) for n in ("denoiser", "vae")}
+    pipe = DiTPipeline(parts["denoiser"], parts["vae"], DDIMScheduler())
+    # Without guidance: the pipeline's empty class is the 1000th, and the toy has ten.
+    report = pared.bench(pipe, {"again": []}, prompts=[3, 7], steps=1, guidance=1.0, rounds=1)
+    assert report.prompts == ("3", "7")
+    assert (report.images["base"][0] != report.images["base"][1]).any()
+    assert report.rows[0].figures["passes"].value == 1
 
 
 def test_steps_of_a_denoiser_give_methods_something_to_reuse(world):

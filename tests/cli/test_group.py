@@ -9,6 +9,7 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 
+from pared import __version__
 from pared.cli import COMMANDS, main
 
 HELP = Path(__file__).with_name("help.txt")
@@ -68,7 +69,7 @@ def test_lists_and_help_import_nothing_heavy(words):
 
 def test_python_m_pared():
     done = python("-m", "pared", "--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "pared 0.1.0\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"pared {__version__}\n", "")
 
 
 def test_a_refusal_has_no_traceback():

@@ -1,10 +1,9 @@
 """Reading Markdown pages: code blocks, links, anchors."""
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-
-from markdown.extensions.toc import slugify
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -56,4 +55,10 @@ def links(page: Path) -> list[str]:
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings."""
     heads = re.findall(r"^#+ +(.*)$", FENCE.sub("", page.read_text()), re.M)
-    return {slugify(re.sub(r"[`*]", "", head), "-") for head in heads}
+    return {_slug(re.sub(r"[`*]", "", head)) for head in heads}
+
+
+def _slug(head: str) -> str:
+    """A heading's anchor, as Markdown's table of contents makes it."""
+    ascii_only = unicodedata.normalize("NFKD", head).encode("ascii", "ignore").decode()
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", ascii_only).strip().lower())

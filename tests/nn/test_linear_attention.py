@@ -35,7 +35,7 @@ def test_gradients_equal_the_reference():
         torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-12)
 
 
-# Relative errors that one rounding of a result (fp32, fp16) or of the state as well (bf16) explains.
+# Relative errors that one rounding of a result (fp32, fp16), of the state too (bf16), explains.
 @pytest.mark.parametrize(
     ("dtype", "error"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)]
 )

@@ -8,6 +8,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from pared.errors import InputError
 from pared.info import Info
 from pared.method import Conversion, Method, RuntimeMethod, apply, convert, stack_of
 
-Function = Callable[[Method, str], None]
+Function = Callable[[Any, str], None]  # of a method of the fitting kind, and a family's name
 
 # A batched matrix product adds up in another order than a single one.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
@@ -187,7 +188,7 @@ def contract_refusal(method: Method, family: str) -> None:
     """A family that the method doesn't serve is refused in one sentence, and left as it was."""
     model = _toy(family)
     modules, weights = dict(model.named_modules()), _weights(model)
-    use = convert if isinstance(method, Conversion) else apply
+    use: Callable[..., Any] = convert if isinstance(method, Conversion) else apply
     try:
         use(model, method)
     except InputError as error:
@@ -243,7 +244,7 @@ def _converted(method: Conversion, family: str, dtype: torch.dtype = torch.float
 def _perturb(model: nn.Module) -> None:
     generator = _generator()
     for parameter in model.parameters():
-        parameter += 0.02 * torch.randn(parameter.shape, generator=generator).to(parameter)
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter))
 
 
 def _prepared(
@@ -252,7 +253,7 @@ def _prepared(
     """A toy for a method of any kind, and the run-time methods to attach to it."""
     if isinstance(method, Conversion):
         return _converted(method, family, dtype), ()
-    return _toy(family, dtype), (method,)
+    return _toy(family, dtype), (cast(RuntimeMethod, method),)
 
 
 def _prepared_output(method: Method, family: str, dtype: torch.dtype) -> Tensor:
@@ -266,7 +267,7 @@ def _attached_output(
     attached: tuple[RuntimeMethod, ...],
     latents: Tensor,
     timestep: Tensor,
-    condition,
+    condition: dict[str, Tensor],
 ) -> Tensor:
     with apply(model, *attached):
         return anatomy.of(model).denoise(model, latents, timestep, condition)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-import pared.bench
 from pared import info
 from pared.bench import scaling
 from pared.bench.graphs import crossover_section, healing_section
 from pared.bench.page import Section
 from pared.bench.report import Report
+from pared.bench.run import bench
 from pared.checkpoint import load
 from pared.healing import heal, student_of, task_of
 from pared.method import Conversion, convert, denoiser, stack_of
@@ -74,7 +74,7 @@ def demonstrate(
     for pipeline in (teacher, student):
         pipeline.set_progress_bar_config(disable=True)
     say(f"Painting {len(PROMPTS)} prompts from the same noise, and timing both in turn")
-    report = pared.bench.bench(
+    report = bench(
         teacher,
         {"teacher": [], "edit": student},
         base="teacher",

@@ -152,9 +152,9 @@ class Yardstick:
 def paired_mmd(a: torch.Tensor, b: torch.Tensor, bandwidth: float) -> float:
     """The squared MMD of two sets whose rows belong together, here by their noise; unbiased.
 
-    A picture is never compared with its own partner, which it resembles for a reason that the sets'
-    distributions know nothing of: 1/(n(n-1)) sum_{i != j} k(a_i, a_j) + k(b_i, b_j) - 2 k(a_i, b_j).
-    The estimator for independent sets is far below 0 on such pairs.
+    The mean over i != j of k(a_i, a_j) + k(b_i, b_j) - 2 k(a_i, b_j): a picture is never compared
+    with its own partner, which it resembles for a reason that the two distributions know nothing
+    of. The estimator for independent sets is far below 0 on such pairs.
 
     Args:
         a: features (n, dimensions).

@@ -111,8 +111,8 @@ def crossover(
 ) -> float | None:
     """The number of tokens from which `other` is faster than `base` for good.
 
-    Interpolated on logarithms between the two sizes around the last change of sign; None where `other`
-    never wins at the largest size.
+    Interpolated on logarithms between the two sizes around the last change of sign; None where
+    `other` doesn't win at the largest size.
     """
     gain = [math.log(b / o) for b, o in zip(base, other, strict=True)]
     if gain[-1] <= 0:

@@ -40,7 +40,7 @@ def command(
     """
     common.records_of(specs, "conversion")
     target = locate(model).without_weights()
-    methods = common.methods_of(specs, "conversion")
+    methods = common.conversions_of(specs)
     from pared.bench.bill import Order
     from pared.bench.targets import read
     from pared.method import convert

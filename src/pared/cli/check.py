@@ -90,12 +90,12 @@ def _checks(record: Info) -> Iterator[Check]:
     """A method's own checks, then the contract's."""
     from pared.bench import contract, selfcheck
 
-    for function in selfcheck.checks_of(record.module):
-        yield Check(record.slug, "", function.__name__, _first_line(function), function)
+    for own in selfcheck.checks_of(record.module):
+        yield Check(record.slug, "", own.__name__, _first_line(own), own)
     method = record.load()()
-    for family, function in contract.cases(record):
-        run = partial(function, method, family)
-        yield Check(record.slug, family, function.__name__, _first_line(function), run)
+    for family, shared in contract.cases(record):
+        run = partial(shared, method, family)
+        yield Check(record.slug, family, shared.__name__, _first_line(shared), run)
 
 
 def _first_line(function: Callable[..., None]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -17,7 +17,10 @@ from pared.errors import InputError
 
 if TYPE_CHECKING:
     from pared.info import Info
-    from pared.method import Method
+    from pared.method import Conversion, RuntimeMethod
+
+# What click's decorators wrap.
+Command = Callable[..., Any]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -50,7 +53,7 @@ class MethodName(click.ParamType):
         ]
 
 
-def with_option(kind: str, required: bool = False):
+def with_option(kind: str, required: bool = False) -> Callable[[Command], Command]:
     """`--with SPEC`, repeatable; completes the methods of one kind."""
     examples = {
         "conversion": "A method, e.g. edit or edit:r=8,key=none; repeat to combine several.",
@@ -94,12 +97,20 @@ def records_of(specs: Sequence[str], kind: str) -> list[Info]:
     return records
 
 
-def methods_of(specs: Sequence[str], kind: str) -> list[Method]:
-    """The methods in `specs`, all of one kind, with their settings validated. Imports torch."""
-    records_of(specs, kind)
+def conversions_of(specs: Sequence[str]) -> list[Conversion]:
+    """The conversions in `specs`, with their settings validated. Imports torch."""
+    records_of(specs, "conversion")
     from pared.method import parse
 
-    return [parse(spec) for spec in specs]
+    return [cast("Conversion", parse(spec)) for spec in specs]
+
+
+def runtime_methods_of(specs: Sequence[str]) -> list[RuntimeMethod]:
+    """The run-time methods in `specs`, with their settings validated. Imports torch."""
+    records_of(specs, "runtime")
+    from pared.method import parse
+
+    return [cast("RuntimeMethod", parse(spec)) for spec in specs]
 
 
 def dtype_of(name: str | None) -> Any:
@@ -181,7 +192,7 @@ def count(number: int) -> str:
 
 def stopped(
     ctx: click.Context, command: str, arguments: list[str], options: dict[str, Any]
-) -> None:
+) -> NoReturn:
     """End an interrupted training: say how to go on, exit code 130."""
     words = [*arguments, *(str(word) for pair in options.items() for word in pair)]
     click.echo(f"pared: stopped; go on with: pared {command} {shlex.join(words)}", err=True)

@@ -1,11 +1,17 @@
 """`pared convert`: rebuild a model with published methods."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pared.cli import common
 from pared.cli.models import ModelName, locate
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @click.command()
@@ -35,7 +41,7 @@ def command(model: str, specs: tuple[str, ...], output: Path, dtype: str | None)
     from pared.method import convert, denoiser
 
     checkpoint.check_replaceable(output)
-    methods = common.methods_of(specs, "conversion")
+    methods = common.conversions_of(specs)
     if source.kind != "hub":
         # A rehearsal without weights: what doesn't fit is refused before a large model is loaded.
         convert(read(source.without_weights()).denoiser(None), *methods)
@@ -56,7 +62,7 @@ def command(model: str, specs: tuple[str, ...], output: Path, dtype: str | None)
     click.echo(f"{folder}: {common.count(after)} parameters ({after / before - 1:+.1%})")
 
 
-def _parameters(model) -> int:
+def _parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -12,6 +12,8 @@ from pared.cli.models import ModelName, Source, locate
 from pared.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pared.training import Dataset
 
 EMOJI = "emoji"
@@ -43,7 +45,7 @@ EMOJI = "emoji"
 )
 @click.pass_context
 def command(
-    ctx: click.Context, student: str, teacher: str, source: str, output: Path, **changes: Any
+    ctx: click.Context, /, student: str, teacher: str, source: str, output: Path, **changes: Any
 ) -> None:
     """Train a converted model against the one it came from.
 
@@ -109,13 +111,9 @@ def latents_for(pipeline: Any, items: Any) -> Dataset:
     Raises:
         InputError: the denoiser wants more than one text encoder's tokens.
     """
-    import numpy as np
-    import torch
-    from PIL import ImageOps
-
     from pared import anatomy
     from pared.method import denoiser
-    from pared.worlds import datasets, emoji
+    from pared.worlds import datasets
 
     family = anatomy.of(denoiser(pipeline))
     if not {"text"} <= set(family.conditions) <= {"text", "mask"}:
@@ -123,15 +121,23 @@ def latents_for(pipeline: Any, items: Any) -> Dataset:
             f"pared makes training data for denoisers that take text alone; a {family.name} takes "
             f"{', '.join(family.conditions)}: prepare its data in Python and call pared.heal."
         )
-    size = family.model.config.sample_size * pipeline.vae_scale_factor
-    if items is None:
-        world = emoji.load(split="train", size=size)
-        images, captions = world.images, world.captions
-    else:
-        fitted = [(ImageOps.fit(item.image, (size, size)), item.caption) for item in items]
-        captions = [caption for _, caption in fitted]
-        pixels = np.stack([np.asarray(image) for image, _ in fitted])
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    images, captions = _pictures(items, family.config.sample_size * pipeline.vae_scale_factor)
     return datasets.latent_data(
         pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, images, captions
     )
+
+
+def _pictures(items: Any, size: int) -> tuple[Tensor, list[str]]:
+    """Pictures, uint8 (count, 3, size, size), cropped to the middle square, and their captions."""
+    import numpy as np
+    import torch
+    from PIL import ImageOps
+
+    from pared.worlds import emoji
+
+    if items is None:
+        world = emoji.load(split="train", size=size)
+        return cast("Tensor", world.images), world.captions
+    fitted = [(ImageOps.fit(item.image, (size, size)), item.caption) for item in items]
+    pixels = np.stack([np.asarray(image) for image, _ in fitted])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2), [caption for _, caption in fitted]

@@ -67,7 +67,7 @@ def _of_family(family: str | None) -> list[Info]:
 def _row(record: Info) -> tuple[str, ...]:
     families = ", ".join(record.families)
     found = results.outcomes(record)
-    state = results.worst(found)
+    state: str = results.worst(found)
     if found and state != "not measured":
         state += f" ({sum(claim.state == 'holds' for claim in found)} of {len(found)} hold)"
     return (

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -67,7 +67,7 @@ def command(
     source.require_pipeline("painting")
     _check_output(output, len(prompts))
     where = common.device_of(device)
-    methods = common.methods_of(specs, "runtime")
+    methods = common.runtime_methods_of(specs)
     seed = call.pop("seed")
     arguments = _arguments(source.folder(), model, call)
     pipeline = source.load(common.dtype_of(dtype), where)
@@ -155,7 +155,7 @@ def _call_of(kind: Any, model: str) -> Mapping[str, inspect.Parameter]:
 
 def _config(folder: Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads((folder / name).read_text())
+        return cast(dict[str, Any], json.loads((folder / name).read_text()))
     except FileNotFoundError:  # not every pipeline has every part
         return {}
     except (OSError, ValueError) as error:

@@ -6,6 +6,8 @@ model can't have. A term on image gradients stands in for them: it notices blur,
 error forgives.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ class Autoencoding(nn.Module):
     ) -> dict[str, Tensor]:
         pixels = batch["pixel_values"]
         # forward() of AutoencoderKL would hide the posterior, whose KL is needed.
-        inner = getattr(model, "module", model)
+        inner: Any = getattr(model, "module", model)
         posterior = inner.encode(pixels).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(pixels)
         reconstruction = inner.decode(posterior.mean + posterior.std * noise).sample.float()

@@ -51,7 +51,7 @@ def write(
     writes.
     """
     target = folder / f"checkpoint-{step:08d}"
-    tensors = {"model": get_model_state_dict(model, options=_FULL)}
+    tensors: dict[str, Any] = {"model": get_model_state_dict(model, options=_FULL)}
     if ema is not None:
         trained = {name for name, p in _named_parameters(model) if p.requires_grad}
         with ema.applied():
@@ -106,9 +106,8 @@ def read(
     set_model_state_dict(model, weights, options=_FULL)
     flat = load_file(checkpoint / "optimizer.safetensors")
     groups = get_optimizer_state_dict(model, optimizer, options=_FULL)["param_groups"]
-    set_optimizer_state_dict(
-        model, optimizer, {"state": _unflatten(flat), "param_groups": groups}, options=_FULL
-    )
+    restored: Any = {"state": _unflatten(flat), "param_groups": groups}
+    set_optimizer_state_dict(model, optimizer, restored, options=_FULL)
     return int(state["step"])
 
 

@@ -1,0 +1,104 @@
+"""`pared bench`: gain and loss of several ways to run one model, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pared import info
+from pared.cli import common
+from pared.cli.models import ModelName, locate
+from pared.errors import InputError
+
+
+@click.command()
+@click.argument("model", type=ModelName())
+@click.option(
+    "--with",
+    "stacks",
+    metavar="SPEC[+SPEC]",
+    multiple=True,
+    help="An arm: a method, or several joined by +; repeat for more arms.",
+)
+@click.option(
+    "--against",
+    "rivals",
+    metavar="MODEL",
+    multiple=True,
+    type=ModelName(),
+    help="An arm that is a model of its own, e.g. a healed student; repeat for more.",
+)
+@click.option("--prompt", "prompts", multiple=True, help="What to paint; repeat for more.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps; by default the pipeline's.")
+@click.option(
+    "--guidance", type=click.FloatRange(0), help="Guidance scale; by default the pipeline's."
+)
+@click.option("--height", type=click.IntRange(1), help="In pixels; by default the model's own.")
+@click.option("--width", type=click.IntRange(1), help="In pixels; by default the model's own.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Pictures per prompt, each with noise of its own.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Timings of each arm."
+)
+@click.option("--speed-only", is_flag=True, help="Measure time and cost, paint nothing.")
+@click.option("--html", type=click.Path(path_type=Path), help="Also write a page with pictures.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write figures (JSON).")
+@common.json_option
+@common.device_option
+def command(
+    model: str,
+    stacks: tuple[str, ...],
+    rivals: tuple[str, ...],
+    prompts: tuple[str, ...],
+    speed_only: bool,
+    html: Path | None,
+    output: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure gain and loss side by side.
+
+    Base and arms take turns, so that what disturbs the machine disturbs all of them alike; pictures
+    are painted from the same noise. Arms with run-time methods get a rival: the base with fewer
+    steps at the same cost. A preset is timed on random weights. Conversions given by --with are not
+    healed: give healed students by --against.
+
+    \b
+    Examples:
+      pared bench house:pixart --against house:pixart-edit --prompt "red heart" --html page.html
+      pared bench pixart-sigma --with edit --with edit:r=8 --height 1024 --width 1024
+    """
+    if not stacks and not rivals:
+        raise InputError(
+            "there is nothing to compare; give an arm by --with METHOD or --against MODEL."
+        )
+    for path in (html, output):
+        if path is not None:
+            common.check_writable(path)
+    for stack in stacks:
+        for spec in stack.split("+"):
+            info.get(spec.partition(":")[0].strip())
+    source = locate(model)
+    others = {name: locate(name) for name in rivals}
+
+    from pared.bench.run import bench
+    from pared.method import parse
+
+    arms: dict[str, Any] = {"base": []}
+    arms |= {stack: [parse(spec) for spec in stack.split("+")] for stack in stacks}
+    arms |= {name: other.load() for name, other in others.items()}
+    base = model if source.kind == "preset" else source.load()
+    report = bench(base, arms, prompts=prompts or None, quality=not speed_only, **options)
+    if html is not None:
+        report.html(html)
+    if output is not None:
+        report.save_json(output)
+    click.echo(json.dumps(report.to_dict(), indent=1) if as_json else report.table())
