@@ -190,7 +190,7 @@ def _commands(record: Info) -> list[str]:
         lines += [f"pared bill {preset} --with {slug}"] if preset else []
         lines += [f"pared convert {model} --with {slug} -o student"]
         lines += [f"pared heal student --teacher {model} -o healed"] * record.training
-        lines += [f"pared bench {model} --with {slug}"]
+        lines += [f"pared bench {model} --against {'healed' if record.training else 'student'}"]
     elif record.kind == "runtime":
         lines += [f'pared sample {model} "red apple" --with {slug} -o apple.png']
         lines += [f"pared bench {model} --with {slug}"]

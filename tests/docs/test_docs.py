@@ -13,6 +13,7 @@ import pytest
 
 import pared
 from pared import info, results
+from pared.bench import timing
 from pared.cli import COMMANDS, main
 from pared.worlds import emoji, house
 from tests.docs.markdown import DOCS, ROOT, anchors, blocks, links, pages
@@ -137,6 +138,12 @@ def test_worlds_page_counts_right():
     text = (DOCS / "worlds.md").read_text()
     assert f"{len(world):,} emoji" in text
     assert f"{world.splits.count('heldout')} of the {len(world):,}" in text
+
+
+def test_measuring_page_names_the_limits():
+    text = " ".join((DOCS / "measuring.md").read_text().split())
+    assert f"moved by more than {timing.DRIFT_LIMIT * 100:g} percent" in text
+    assert timing.BUSY_LIMIT == 0.25 and "more than a quarter of the processors" in text
 
 
 def commands() -> list[tuple[str, str]]:
