@@ -189,8 +189,10 @@ def _commands(record: Info) -> list[str]:
     if record.kind == "conversion":
         lines += [f"pared bill {preset} --with {slug}"] if preset else []
         lines += [f"pared convert {model} --with {slug} -o student"]
-        lines += [f"pared heal student --teacher {model} -o healed"] * record.training
-        lines += [f"pared bench {model} --against {'healed' if record.training else 'student'}"]
+        # Healing needs a pipeline, whose encoders make the data.
+        heals = record.training and model in HOUSE.values()
+        lines += [f"pared heal student --teacher {model} -o healed"] * heals
+        lines += [f"pared bench {model} --against {'healed' if heals else 'student'}"]
     elif record.kind == "runtime":
         lines += [f'pared sample {model} "red apple" --with {slug} -o apple.png']
         lines += [f"pared bench {model} --with {slug}"]

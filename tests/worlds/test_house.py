@@ -1,0 +1,75 @@
+"""The shipped models: opened by plain diffusers, of the promised size, and better than chance."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pared import checkpoint
+from pared.errors import InputError
+from pared.method import denoiser, stack_of
+from pared.worlds import emoji, house
+from pared.worlds.datasets import tokenize
+
+PLAIN = """
+import sys, torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
+pipe.set_progress_bar_config(disable=True)
+image = pipe("red heart", num_inference_steps=2, use_resolution_binning=False,
+             generator=torch.Generator().manual_seed(0)).images[0]
+assert "pared" not in sys.modules
+assert image.size == (64, 64), image.size
+assert pipe.transformer.dtype == pipe.text_encoder.dtype == pipe.vae.dtype == torch.float32
+"""
+
+
+def test_plain_diffusers_opens_the_teacher_without_pared(tmp_path):
+    command = [sys.executable, "-c", PLAIN, house.folder_of("house:pixart")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_weights_fit_the_repository():
+    sizes = [p.stat().st_size for p in house.ROOT.rglob("*.safetensors")]
+    assert sizes and max(sizes) < 40 * 2**20
+
+
+def test_autoencoder_keeps_the_pictures():
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(house.folder_of("house:vae")).eval()
+    images = emoji.load(split="heldout", size=64).images[::12].float() / 127.5 - 1
+    with torch.no_grad():
+        latents = vae.encode(images).latent_dist.mean
+        error = (vae.decode(latents).sample.clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
+    psnr = 10 * torch.log10(4 / error)
+    assert psnr.mean() > 26  # 28.8 dB when it was trained
+    assert (latents * vae.config.scaling_factor).std() == pytest.approx(1, abs=0.15)
+
+
+def test_clip_finds_the_caption_of_a_picture():
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model = CLIPModel.from_pretrained(house.folder_of("house:clip")).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(house.folder_of("house:clip"))
+    world = emoji.load(split="train", size=64)
+    world = world.select(torch.arange(0, len(world), 30))
+    ids, mask = tokenize(tokenizer, world.captions)
+    with torch.no_grad():
+        logits = model(
+            pixel_values=world.images.float() / 127.5 - 1, input_ids=ids, attention_mask=mask
+        ).logits_per_image
+    found = (logits.argmax(dim=1) == torch.arange(len(world))).float().mean()
+    assert found > 0.5  # one in 120 by chance
+
+
+def test_student_computes_what_it_computed_when_it_was_saved():
+    student = checkpoint.load(house.folder_of("house:pixart-edit"), verify=True)
+    assert [m.info.slug for m in stack_of(denoiser(student))] == ["edit"]
+
+
+def test_unknown_house_model():
+    with pytest.raises(InputError, match="shipped are"):
+        house.folder_of("house:mansion")
