@@ -48,4 +48,6 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from pared.info import registry
 
-    return sorted(["bench", *_WHERE, *(record.cls for record in registry().values()), "__version__"])
+    return sorted(
+        ["bench", *_WHERE, *(record.cls for record in registry().values()), "__version__"]
+    )

@@ -4,13 +4,15 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
@@ -67,124 +69,168 @@ def train(
         InputError: no parameter matches `trainable`; the batch doesn't divide over the processes;
             the folder holds another run.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    accelerator = accelerator or Accelerator(
-        mixed_precision=settings.precision,
-        cpu=not torch.accelerator.is_available(),
-        log_with=list(settings.trackers) or None,
-        project_dir=str(folder),
-    )
-    freeze_all_but(model, settings.trainable)
-    if settings.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    if settings.compile:
-        model.compile()  # in place: names of weights stay as they are
-    model.train()
-    objective.to(accelerator.device)
-    prepared = accelerator.prepare(model)
-    optimizer = accelerator.prepare(
-        torch.optim.AdamW(
+    run = _Run.prepare(model, objective, data, settings, Path(folder), accelerator)
+    start, step, means = time.monotonic(), run.resume(), {}
+    log = _Log(run.folder / "log.jsonl", step, run.main)
+    begun = step
+    with run.progress(step) as bar, _interruptible() as interrupted:
+        while step < settings.steps and not run.anywhere(interrupted()):
+            means = run.one_step(step)
+            step += 1
+            bar.update()
+            bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+            if step % settings.log_every == 0 or step == settings.steps:
+                log.write(step, means | {"rate": settings.rate(step - 1)}, time.monotonic() - start)
+                run.accelerator.log(means, step=step)
+            if on_step is not None:
+                on_step(step, means)
+            if step % settings.checkpoint_every == 0 and step < settings.steps:
+                run.save(step)
+        if step > begun:
+            run.save(step)
+    log.close()
+    run.finish(step)
+    return Run(run.folder, step, step == settings.steps, time.monotonic() - start, means)
+
+
+@dataclass
+class _Run:
+    """The parts of a run, prepared for the processes and devices it runs on."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    prepared: nn.Module
+    objective: nn.Module
+    optimizer: AcceleratedOptimizer
+    ema: EMA | None
+    data: Dataset
+    order: Order
+    settings: TrainingSettings
+    folder: Path
+
+    @classmethod
+    def prepare(
+        cls,
+        model: nn.Module,
+        objective: nn.Module,
+        data: Dataset,
+        settings: TrainingSettings,
+        folder: Path,
+        accelerator: Accelerator | None,
+    ) -> "_Run":
+        """Freeze, wrap and place everything; nothing is trained yet."""
+        folder.mkdir(parents=True, exist_ok=True)
+        accelerator = accelerator or Accelerator(
+            mixed_precision=settings.precision,
+            cpu=not torch.accelerator.is_available(),
+            log_with=list(settings.trackers) or None,
+            project_dir=str(folder),
+        )
+        _check_batch(settings, accelerator.num_processes)
+        freeze_all_but(model, settings.trainable)
+        if settings.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if settings.compile:
+            model.compile()  # in place: names of weights stay as they are
+        objective.to(accelerator.device)
+        prepared = accelerator.prepare(model.train())
+        optimizer = torch.optim.AdamW(
             [p for p in prepared.parameters() if p.requires_grad],
             lr=settings.learning_rate,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
         )
-    )
-    ema = EMA(prepared, settings.ema) if settings.ema else None
-    identity = settings.identity() | {"data": data.identity()}
-    inner = optimizer.optimizer
-    done = 0
-    if (checkpoint := checkpoints.latest(folder)) is not None:
-        done = checkpoints.read(checkpoint, prepared, inner, ema, identity)
-    log = _Log(folder / "log.jsonl", done, accelerator.is_main_process)
-    if settings.trackers:
-        accelerator.init_trackers("pared", config=settings.model_dump(mode="json"))
-
-    micro = _micro_batch(settings, accelerator.num_processes)
-    order = Order(len(data), settings.batch_size, settings.seed)
-    start, means = time.monotonic(), {}
-
-    def save() -> None:
-        checkpoints.write(folder, step, prepared, inner, ema, identity, accelerator.is_main_process)
-        accelerator.wait_for_everyone()
-
-    step = done
-    bar = tqdm(
-        total=settings.steps,
-        initial=done,
-        disable=not accelerator.is_main_process,
-        name="pared.train",
-    )
-    with bar, _interruptible() as interrupted:
-        while step < settings.steps and not interrupted():
-            _set_rate(inner, settings.rate(step))
-            means = _one_step(
-                accelerator, prepared, objective, optimizer, data, order, settings, step, micro
-            )
-            step += 1
-            if ema is not None:
-                ema.update(step)
-            bar.update()
-            bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
-            if step % settings.log_every == 0 or step == settings.steps:
-                log.write(step, means | {"rate": settings.rate(step - 1)}, time.monotonic() - start)
-                if settings.trackers:
-                    accelerator.log(means, step=step)
-            if on_step is not None:
-                on_step(step, means)
-            if step % settings.checkpoint_every == 0 and step < settings.steps:
-                save()
-        if step > done:
-            save()
-    log.close()
-    if settings.trackers:
-        accelerator.end_training()
-    if step < settings.steps and accelerator.is_main_process:
-        tqdm.write(
-            f"Stopped after step {step}; the state is in {folder}. The same command goes on from "
-            "there."
+        ema = EMA(prepared, settings.ema) if settings.ema else None
+        order = Order(len(data), settings.batch_size, settings.seed)
+        if settings.trackers:
+            accelerator.init_trackers("pared", config=settings.model_dump(mode="json"))
+        optimizer = accelerator.prepare(optimizer)
+        return cls(
+            accelerator, model, prepared, objective, optimizer, ema, data, order, settings, folder
         )
-    if ema is not None and step == settings.steps:
-        ema.write_to_model()
-    model.eval()
-    return Run(folder, step, step == settings.steps, time.monotonic() - start, means)
 
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.accelerator.is_main_process
 
-def _one_step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: Dataset,
-    order: Order,
-    settings: TrainingSettings,
-    step: int,
-    micro: int,
-) -> dict[str, float]:
-    """One optimizer step over `settings.accumulation` micro-batches; gives the mean loss terms."""
-    rank = accelerator.process_index
-    generator = generator_for(settings.seed, step, rank)
-    # For dropout and anything else that draws globally.
-    set_seed(int(torch.randint(2**31, (1,), generator=generator)))
-    mine = order.indices(step)[rank :: accelerator.num_processes]
-    totals: dict[str, Tensor] = {}
-    for number, indices in enumerate(mine.split(micro)):
-        batch = {k: v.to(accelerator.device) for k, v in data.batch(indices, generator).items()}
-        last = (number + 1) * micro >= len(mine)
-        with _gradient_sync(accelerator, model, last), accelerator.autocast():
-            terms = objective(model, batch, generator)
-            loss = sum(terms.values()) / settings.accumulation
-            accelerator.backward(loss)
-        for name, value in terms.items():
-            totals[name] = totals.get(name, 0) + value.detach().float() / settings.accumulation
-    if settings.clip is not None:
-        accelerator.clip_grad_norm_(
-            [p for p in model.parameters() if p.requires_grad], settings.clip
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share with this one."""
+        return self.settings.identity() | {"data": self.data.identity()}
+
+    def resume(self) -> int:
+        """Read the newest checkpoint, if there is one; the number of steps already done."""
+        if (checkpoint := checkpoints.latest(self.folder)) is None:
+            return 0
+        inner = self.optimizer.optimizer
+        return checkpoints.read(checkpoint, self.prepared, inner, self.ema, self.identity)
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` steps."""
+        inner = self.optimizer.optimizer
+        checkpoints.write(
+            self.folder, step, self.prepared, inner, self.ema, self.identity, self.main
         )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {name: float(value) for name, value in accelerator.reduce(totals, "mean").items()}
+        self.accelerator.wait_for_everyone()
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether `flag` is set in any process: all must leave the loop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        mine = torch.tensor(float(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(mine, "sum") > 0)
+
+    def progress(self, done: int) -> tqdm:
+        """The progress bar, with loss and time left."""
+        return tqdm(
+            total=self.settings.steps, initial=done, disable=not self.main, name="pared.train"
+        )
+
+    def one_step(self, step: int) -> dict[str, float]:
+        """One optimizer step over all micro-batches; gives the mean loss terms."""
+        accelerator, settings = self.accelerator, self.settings
+        for group in self.optimizer.optimizer.param_groups:
+            group["lr"] = settings.rate(step)
+        generator = generator_for(settings.seed, step, accelerator.process_index)
+        set_seed(int(torch.randint(2**31, (1,), generator=generator)))  # dropout, anything global
+        mine = self.order.indices(step)[accelerator.process_index :: accelerator.num_processes]
+        micro = mine.split(len(mine) // settings.accumulation)
+        totals: dict[str, Tensor] = {}
+        for number, indices in enumerate(micro, start=1):
+            batch = self.data.batch(indices, generator)
+            batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+            # Gradients are exchanged between processes on the last micro-batch only.
+            last = number == len(micro)
+            alone = nullcontext() if last else accelerator.no_sync(self.prepared)
+            with alone, accelerator.autocast():
+                terms = self.objective(self.prepared, batch, generator)
+                accelerator.backward(sum(terms.values()) / settings.accumulation)
+            for name, value in terms.items():
+                share = value.detach().float() / settings.accumulation
+                totals[name] = totals.get(name, 0) + share
+        if settings.clip is not None:
+            trained = [p for p in self.prepared.parameters() if p.requires_grad]
+            accelerator.clip_grad_norm_(trained, settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(step + 1)
+        return {name: float(value) for name, value in accelerator.reduce(totals, "mean").items()}
+
+    def finish(self, step: int) -> None:
+        """Close trackers, tell how to go on or put the averaged weights in, leave training mode."""
+        if self.settings.trackers:
+            self.accelerator.end_training()
+        if step < self.settings.steps:
+            if self.main:
+                tqdm.write(
+                    f"Stopped after step {step}; the state is in {self.folder}. "
+                    "The same command goes on from there."
+                )
+        elif self.ema is not None:
+            self.ema.write_to_model()
+        self.model.eval()
 
 
 def freeze_all_but(model: nn.Module, patterns: tuple[str, ...]) -> None:
@@ -201,29 +247,13 @@ def freeze_all_but(model: nn.Module, patterns: tuple[str, ...]) -> None:
         )
 
 
-def _micro_batch(settings: TrainingSettings, processes: int) -> int:
+def _check_batch(settings: TrainingSettings, processes: int) -> None:
     share = settings.accumulation * processes
     if settings.batch_size % share:
         raise InputError(
             f"batch_size {settings.batch_size} doesn't divide over {processes} processes x "
             f"{settings.accumulation} micro-batches; choose a multiple of {share}."
         )
-    return settings.batch_size // share
-
-
-@contextmanager
-def _gradient_sync(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
-    """Exchange gradients between processes on the last micro-batch only."""
-    if last:
-        yield
-    else:
-        with accelerator.no_sync(model):
-            yield
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 @contextmanager
