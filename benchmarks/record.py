@@ -49,8 +49,9 @@ def write(
     """Merge claims (by key), tables and figures (by name) into the method's file."""
     path = ROOT / "results" / f"{slug}.json"
     old = results.read(slug, path.parent) or results.Results(slug, ())
-    kept = {c.key: c for c in old.claims} | {c.key: c for c in claims}
     order = [h.key for h in info.get(slug).headlines]
+    # A claim that the record no longer lists goes with its old result.
+    kept = {c.key: c for c in (*old.claims, *claims) if c.key in order}
     merged = results.Results(
         slug,
         tuple(sorted(kept.values(), key=lambda c: order.index(c.key))),

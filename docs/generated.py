@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
+from html import escape
 from typing import Any
 
 import click
@@ -343,6 +344,8 @@ def _block(text: str, language: str = "bash") -> str:
 
 
 def _code(text: str) -> str:
+    if "|" in text:  # renderers disagree about a bar between backticks in a table
+        return f"<code>{escape(text, quote=False).replace('|', '&#124;')}</code>"
     return f"`{text}`" if text else ""
 
 

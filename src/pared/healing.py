@@ -26,11 +26,11 @@ def heal(
 ) -> Run:
     """Train `student` in place until it paints like `teacher`.
 
-    The objective is that of the student's first conversion which names one.
+    The objective is that of the student's first conversion that needs training.
 
     Args:
         student: a converted model (or a pipeline that holds one).
-        teacher: the model before conversion (or its pipeline); frozen.
+        teacher: the model before conversion (or its pipeline); put in eval mode, never trained.
         data: latents with conditions, see `pared.worlds.datasets.LatentData`.
         folder: takes checkpoints and the log; a run that was stopped goes on from there.
         settings: training settings; by default 1,000 steps of AdamW at 1e-4 in which only the
@@ -51,7 +51,9 @@ def heal(
             "the student carries no conversion; convert it first, "
             "e.g. pared.convert(model, EDiT())."
         )
-    objective = stack[0].healing()
+    if not (healed := [m for m in stack if m.info.training]):
+        raise InputError(f"{stack[0].info.slug} changes no outputs and needs no healing.")
+    objective = healed[0].healing()
     if task is not None:
         objective.task = task
     objective.bind(student, teacher)

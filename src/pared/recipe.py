@@ -220,7 +220,9 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
     if hasattr(model.config, "scaling_factor") and hasattr(data, "images"):
         set_scaling_factor(model, data.images)
     if recipe.pipeline is not None:
-        return checkpoint.save(pack(recipe.pipeline, model, encoders), folder / "model")
+        pipeline = pack(recipe.pipeline, model, encoders)
+        checkpoint.save(pipeline, folder / "model")
+        return pipeline
     model.save_pretrained(folder / "model")
     if companion is not None:
         companion.save_pretrained(folder / "model")

@@ -1,6 +1,5 @@
 """The demonstration: a teacher and its EDiT student, healing live, and where it pays."""
 
-import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -105,8 +104,7 @@ def _heal_live(teacher: Any, stack: Sequence[Conversion], settings: Settings) ->
     data = latent_data(
         teacher.vae, teacher.text_encoder, teacher.tokenizer, world.images, world.captions
     )
-    # The report's own teacher stays as it is: healing freezes what it is given.
-    original = copy.deepcopy(denoiser(teacher))
+    original = denoiser(teacher)
     torch.manual_seed(settings.seed)
     student = convert(student_of(original), *stack)
     losses: list[tuple[int, float]] = []

@@ -45,7 +45,7 @@ class Distillation(nn.Module):
         self.paths: list[str] = []
 
     def bind(self, student: nn.Module, teacher: nn.Module) -> "Distillation":
-        """Set the teacher (frozen from here on) and the layers to compare.
+        """Set the teacher (never trained) and the layers to compare.
 
         Those are the attentions that the student's stack replaced.
 
@@ -65,12 +65,12 @@ class Distillation(nn.Module):
         self.paths = sorted(known & claimed)
         # A tuple hides the teacher from .parameters() and state dicts: it is no part of what
         # trains.
-        self._teacher = (teacher.eval().requires_grad_(False),)
+        self._teacher = (teacher.eval(),)
         return self
 
     @property
     def teacher(self) -> nn.Module:
-        """The frozen teacher."""
+        """The teacher."""
         if not hasattr(self, "_teacher"):
             raise InputError("a distillation needs its teacher first: call bind(student, teacher).")
         return self._teacher[0]
