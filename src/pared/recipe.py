@@ -209,7 +209,7 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
     folder = Path(folder)
     check(recipe)
     if recipe.model.from_:
-        return _heal(recipe, folder)
+        return _go_on(recipe, folder)
     model = build(recipe.model)
     encoders = _encoders(recipe.data) if recipe.data.kind == "latents" else ()
     for number, stage in enumerate(recipe.stages, start=1):
@@ -229,21 +229,22 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
     return model
 
 
-def _heal(recipe: Recipe, folder: Path) -> Any:
-    """The case of a given pipeline whose denoiser is converted and healed."""
+def _go_on(recipe: Recipe, folder: Path):
+    """The case of a given pipeline: its denoiser is converted and healed, or trained on."""
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(folder_of(str(recipe.model.from_)))
+    pipeline = DiffusionPipeline.from_pretrained(folder_of(recipe.model.from_))
     teacher = denoiser(pipeline)
     student = student_of(teacher)
     torch.manual_seed(recipe.model.seed)
-    methods: list[Any] = [parse(spec) for spec in recipe.model.methods]
-    convert(student, *methods)
+    convert(student, *(parse(spec) for spec in recipe.model.methods))
     encoders = (pipeline.vae, pipeline.text_encoder, pipeline.tokenizer)
     for number, stage in enumerate(recipe.stages, start=1):
         data, _ = _data(recipe.data, stage.size, encoders)
-        objective = _objective(recipe.objective, stage.objective | {"task": task_of(pipeline)})
-        objective.bind(student, teacher)
+        objective = _objective(recipe.objective, stage.objective)
+        if recipe.objective.name == "distillation":
+            objective.task = task_of(pipeline)
+            objective.bind(student, teacher)
         if not train(student, objective, data, stage.training, folder / f"stage-{number}").finished:
             return None
     replace_denoiser(pipeline, student)
