@@ -31,9 +31,9 @@ def declare_float32(path: Path) -> None:
     config = json.loads(path.read_text())
     if "model_type" not in config:
         return  # diffusers loads in float32 by itself
+    # Each tower may be loaded by itself and then reads its own table.
     for table in (config, config.get("text_config", {}), config.get("vision_config", {})):
-        if "dtype" in table:
-            table["dtype"] = "float32"
+        table["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
