@@ -26,14 +26,14 @@ def halve(path: Path) -> None:
     save_file({k: v.contiguous() for k, v in half.items()}, path, metadata={"format": "pt"})
 
 
-def declare_float32(path: Path) -> None:
-    """Let transformers load a configuration's model in float32, whatever the file holds."""
+def clean(path: Path) -> None:
+    """Forget where the model lay; let transformers load it in float32, whatever the file holds."""
     config = json.loads(path.read_text())
-    if "model_type" not in config:
-        return  # diffusers loads in float32 by itself
-    # Each tower may be loaded by itself and then reads its own table.
-    for table in (config, config.get("text_config", {}), config.get("vision_config", {})):
-        table["dtype"] = "float32"
+    config.pop("_name_or_path", None)
+    if "model_type" in config:  # diffusers loads in float32 by itself
+        # Each tower may be loaded by itself and then reads its own table.
+        for table in (config, config.get("text_config", {}), config.get("vision_config", {})):
+            table["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -67,8 +67,8 @@ def main() -> None:
         shutil.copytree(options.source, folder, dirs_exist_ok=True)
         for path in folder.rglob("*.safetensors"):
             halve(path)
-        for path in folder.rglob("config.json"):
-            declare_float32(path)
+        for path in (*folder.rglob("config.json"), *folder.glob("model_index.json")):
+            clean(path)
         renew_sidecar(folder)
 
     target = house.ROOT / options.name

@@ -229,15 +229,16 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
     return model
 
 
-def _go_on(recipe: Recipe, folder: Path):
+def _go_on(recipe: Recipe, folder: Path) -> Any:
     """The case of a given pipeline: its denoiser is converted and healed, or trained on."""
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(folder_of(recipe.model.from_))
+    pipeline = DiffusionPipeline.from_pretrained(folder_of(str(recipe.model.from_)))
     teacher = denoiser(pipeline)
     student = student_of(teacher)
     torch.manual_seed(recipe.model.seed)
-    convert(student, *(parse(spec) for spec in recipe.model.methods))
+    methods: list[Any] = [parse(spec) for spec in recipe.model.methods]
+    convert(student, *methods)
     encoders = (pipeline.vae, pipeline.text_encoder, pipeline.tokenizer)
     for number, stage in enumerate(recipe.stages, start=1):
         data, _ = _data(recipe.data, stage.size, encoders)
