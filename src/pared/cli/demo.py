@@ -20,7 +20,7 @@ from pared.cli import common
 @click.option(
     "--heal-steps",
     type=click.IntRange(0),
-    default=40,
+    default=24,
     show_default=True,
     help="Steps of the live healing; 0 leaves it out.",
 )
