@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,9 @@ class _Run:
         """Whether this is the process that writes and prints."""
         return self.accelerator.is_main_process
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must share with this one."""
+        """What a resumed run must share with this one; reading it goes through all data once."""
         return self.settings.identity() | {"data": self.data.identity()}
 
     def resume(self) -> int:

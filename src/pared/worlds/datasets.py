@@ -2,11 +2,9 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pared.errors import InputError
@@ -147,16 +145,6 @@ class LatentData:
 
     def identity(self) -> str:
         return _fingerprint(self.latents, self.text)
-
-    def save(self, path: Path) -> None:
-        """Write the cache as one safetensors file."""
-        names = ("latents", "latent_std", "text", "mask", "empty_text", "empty_mask")
-        save_file({name: getattr(self, name).contiguous() for name in names}, path)
-
-    @classmethod
-    def load(cls, path: Path, drop: float = 0.1) -> "LatentData":
-        """Read what `save` wrote."""
-        return cls(**load_file(path), drop=drop)
 
 
 @torch.no_grad()
