@@ -107,10 +107,17 @@ def main() -> None:
                 record.claim("edit", f"speedup-{pixels}", timing.ratio, spread, (0,), note)
             )
     tables = {"one block": rows, "fitted exponents of time in tokens": [exponents]}
+    series = {
+        f"{arm} (tokens^{exponents[arm]:.2f})": [
+            (point.tokens, round(point.timings[arm].median, 4)) for point in points
+        ]
+        for arm in ARMS
+    }
+    figures = {"time of one block": record.curves("image tokens", "seconds", series)}
     if whole:
         tables["whole model"] = whole
     print("exponents", exponents)
-    print(record.write("edit", claims, tables))
+    print(record.write("edit", claims, tables, figures))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes measured claims into `results/<slug>.json`; what other scripts measured there stays."""
+"""Writes measured claims into `results/<name>.json`; what other scripts measured there stays."""
 
 import datetime
 import json
@@ -46,10 +46,18 @@ def write(
     tables: Mapping[str, list[dict[str, Any]]] | None = None,
     figures: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Merge claims (by key), tables and figures (by name) into the method's file."""
+    """Merge claims (by key), tables and figures (by name) into one file.
+
+    Args:
+        slug: of a method; or another name, for tables that belong to no method.
+        claims: see `claim`.
+        tables: rows by the name of their table.
+        figures: curves by name, each as `curves` makes it, are drawn on the method's page.
+    """
     path = ROOT / "results" / f"{slug}.json"
     old = results.read(slug, path.parent) or results.Results(slug, ())
-    order = [h.key for h in info.get(slug).headlines]
+    known = info.registry().get(slug)
+    order = [h.key for h in known.headlines] if known else []
     # A claim that the record no longer lists goes with its old result.
     kept = {c.key: c for c in (*old.claims, *claims) if c.key in order}
     merged = results.Results(
@@ -63,6 +71,20 @@ def write(
     partial.write_text(json.dumps(asdict(merged), indent=1) + "\n")
     os.replace(partial, path)
     return path
+
+
+def curves(
+    x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]], log: bool = True
+) -> dict[str, Any]:
+    """Lines over common axes, for `write`.
+
+    Args:
+        x: label of the horizontal axis, with the unit.
+        y: of the vertical axis.
+        series: points (x, y) by the name of their line.
+        log: whether both axes are logarithmic.
+    """
+    return {"x": x, "y": y, "log": log, "series": {n: list(p) for n, p in series.items()}}
 
 
 def describe_machine() -> str:

@@ -15,6 +15,8 @@ import click
 
 from pared import anatomy, info, results
 from pared.anatomy import presets
+from pared.bench import plots
+from pared.bench.axes import WIDE, Axis
 from pared.cli import main
 from pared.cli.methods import allowed, default
 from pared.info import Info
@@ -34,7 +36,13 @@ def pages() -> dict[str, str]:
         "reproduction.md": reproduction(),
         "methods/index.md": index(),
     }
-    return made | {f"methods/{slug}.md": method(r) for slug, r in info.registry().items()}
+    for slug, record in info.registry().items():
+        made[f"methods/{slug}.md"] = method(record)
+        for name, curves in _curves(slug).items():
+            made[f"methods/{_file(slug, name)}"] = drawn(name, curves)
+    if (house := results.read("house")) is not None:
+        made["house.md"] = house_models(house)
+    return made
 
 
 # The list of methods ----------------------------------------------------------------------------
@@ -156,6 +164,8 @@ def _claims(record: Info) -> Iterable[str]:
     for name, table in file.tables.items():
         yield f"### {_safe(name)}"
         yield _rows_table(table)
+    for name in _curves(record.slug):
+        yield f"![{_safe(name)}]({_file(record.slug, name)})"
 
 
 def _claim_row(claim: Outcome, measured: Measured | None, record: Info) -> tuple[str, ...]:
@@ -250,6 +260,72 @@ def _reproduction_row(record: Info, claim: Outcome) -> tuple[str, ...]:
     link = f"[`{record.slug}`](methods/{record.slug}.md#claims)"
     paper = _number(claim.paper)
     return (link, _safe(claim.text), paper, _ours(claim), claim.state, *where)
+
+
+# The house models -------------------------------------------------------------------------------
+
+
+def house_models(file: results.Results) -> str:
+    """The page of the house models' figures."""
+    parts = []
+    for name, table in file.tables.items():
+        parts += [f"## {_safe(name)}", _rows_table(table)]
+    return _page(
+        "House models, measured",
+        "How well the [house models](worlds.md#house-models) do what they are for. *Retrieval*: "
+        "does a picture find its own caption among all captions of the emoji world, by the judge, "
+        "a CLIP of its own seed that no other training sees? Real pictures and the autoencoder's "
+        "reconstructions of them show what could be reached at best. Captions differ in little "
+        "(skin tones, hairs, clock times), and flags differ by name alone, so top-5 says more than "
+        "top-1.",
+        *parts,
+    )
+
+
+# Curves -----------------------------------------------------------------------------------------
+
+# Colours that read on light and on dark ground, for pages whose theme a picture can't see.
+COLOURS = ("#8a8f98", "#2f7de1", "#e0662c", "#12a08d", "#9a63e8", "#d8447f", "#b3921b", "#6a9a2b")
+STYLE = """
+text { font: 13px ui-sans-serif, system-ui, sans-serif; fill: #808690; }
+path { fill: none; } .grid { stroke: #808690; stroke-opacity: .25; } .axis { stroke: #808690; }
+.line { stroke-width: 2.5; stroke-linejoin: round; }
+"""
+
+
+def drawn(name: str, curves: dict[str, Any]) -> str:
+    """Curves of a result file as an SVG file, with a legend."""
+    series = [
+        plots.Series(line, points, colour)
+        for colour, (line, points) in enumerate(curves["series"].items())
+    ]
+    x = Axis(curves["x"], curves["log"], lambda value: f"{value:,.0f}")
+    y = Axis(curves["y"], curves["log"], lambda value: f"{value:g}")
+    wide = plots.line_plot(series, x, y, name).partition("</svg>")[0]
+    body = wide.partition(">")[2]
+    style = STYLE + "".join(
+        f".s{n} .line {{ stroke: {c}; }} .s{n} .dot {{ fill: {c}; }}" for n, c in enumerate(COLOURS)
+    )
+    legend = "".join(
+        f'<g class="s{s.colour}"><circle class="dot" cx="{72 + n % 2 * 250}" '
+        f'cy="{WIDE.height + 14 + n // 2 * 20}" r="5"/></g>'
+        f'<text x="{84 + n % 2 * 250}" y="{WIDE.height + 18 + n // 2 * 20}">{escape(s.name)}</text>'
+        for n, s in enumerate(series)
+    )
+    height = WIDE.height + 20 * (-(-len(series) // 2) + 1)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDE.width} {height}" '
+        f'width="{WIDE.width}" height="{height}"><style>{style}</style>{body}{legend}</svg>\n'
+    )
+
+
+def _curves(slug: str) -> dict[str, dict[str, Any]]:
+    file = results.read(slug)
+    return {n: f for n, f in file.figures.items() if "series" in f} if file else {}
+
+
+def _file(slug: str, name: str) -> str:
+    return f"{slug}-{name.replace(' ', '-')}.svg"
 
 
 # The command line -------------------------------------------------------------------------------

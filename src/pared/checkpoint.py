@@ -10,10 +10,12 @@ missing names. Nothing is ever unpickled.
 import hashlib
 import importlib
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -256,12 +258,31 @@ def _load_pipeline(
         replaced[name] = _load_model(folder / name, steps, dtype, device)
     keywords = {} if dtype is None else {"dtype": dtype}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, **replaced, **keywords
-        )
+        with _unasked_types():
+            pipeline = DiffusionPipeline.from_pretrained(
+                folder, use_safetensors=True, **replaced, **keywords
+            )
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{folder} can't be opened as a pipeline: {_first_line(error)}.") from None
     return pipeline.to(device)
+
+
+@contextmanager
+def _unasked_types() -> Iterator[None]:
+    """Keep diffusers from warning that a part is of another class than the pipeline's usual one.
+
+    The folder itself names the class of each part, so whoever made it meant it.
+    """
+    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
+
+    def asked(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Expected types for ")
+
+    logger.addFilter(asked)
+    try:
+        yield
+    finally:
+        logger.removeFilter(asked)
 
 
 def _load_model(

@@ -82,6 +82,12 @@ class DataTable(_Table):
     drop: float = Field(
         default=0.1, ge=0, le=1, description="chance of training without the prompt"
     )
+    balance: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="0: every picture is as likely; 1: every base concept, however many variants",
+    )
 
 
 class ObjectiveTable(_Table):
@@ -217,8 +223,8 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
         objective = _objective(recipe.objective, stage.objective)
         if not train(model, objective, data, stage.training, folder / f"stage-{number}").finished:
             return None
-    if hasattr(model.config, "scaling_factor") and hasattr(data, "images"):
-        set_scaling_factor(model, data.images)
+    if recipe.objective.name == "autoencoding":
+        set_scaling_factor(model, _world(recipe.data, recipe.stages[-1].size).images)
     if recipe.pipeline is not None:
         pipeline = pack(recipe.pipeline, model, encoders)
         checkpoint.save(pipeline, folder / "model")
@@ -313,20 +319,25 @@ def _encoders(table: DataTable) -> tuple[Any, ...]:
     return vae, text_encoder, tokenizer
 
 
+def _world(table: DataTable, size: int) -> Any:
+    return emoji.load(split=None if table.split == "all" else table.split, size=size)
+
+
 def _data(table: DataTable, size: int, encoders: tuple[Any, ...]) -> tuple[Any, Any]:
     """The data at one image size, and the tokenizer to save beside the model, if there is one."""
     from pared.worlds import datasets
 
-    world: Any = emoji.load(split=None if table.split == "all" else table.split, size=size)
+    world, tokenizer = _world(table, size), None
+    data: Any
     if table.kind == "images":
-        return datasets.ImageData(world.images), None
-    if table.kind == "latents":
-        vae, text_encoder, tokenizer = encoders
-        return datasets.latent_data(
-            vae, text_encoder, tokenizer, world.images, world.captions, table.drop
-        ), None
-    from pared.worlds.house.tokenizer import train_tokenizer
+        data = datasets.ImageData(world.images)
+    elif table.kind == "latents":
+        data = datasets.latent_data(*encoders, world.images, world.captions, table.drop)
+    else:
+        from pared.worlds.house.tokenizer import train_tokenizer
 
-    tokenizer = train_tokenizer(emoji.load(size=None).captions)
-    ids, mask = datasets.tokenize(tokenizer, world.captions)
-    return datasets.ImageTextData(world.images, ids, mask), tokenizer
+        tokenizer = train_tokenizer(emoji.load(size=None).captions)
+        data = datasets.ImageTextData(world.images, *datasets.tokenize(tokenizer, world.captions))
+    if table.balance:
+        data = datasets.Balanced(data, datasets.balanced_weights(world.bases, table.balance))
+    return data, tokenizer

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ def demonstrate(
         say(f"Timing one full-size {BLOCK} block at {sizes} pixels, softmax and EDiT in turn")
         tokens = denoiser(teacher).config.sample_size ** 2
         sections.append(_where_it_pays(stack_of(denoiser(student)), tokens, settings, say))
+    report = replace(report, title=f"{TEACHER} and its EDiT student")
     report.save_json(folder / "report.json")
     return report, report.html(folder / "report.html", sections)
 

@@ -94,12 +94,18 @@ def bench(
         session.measure()
         if paints:
             session.paint(examiner, real, captions)
-    title = target if isinstance(target, str) else type(opened).__name__
+    title = target if isinstance(target, str) else _name(opened)
     conditions = _conditions(session, subject, examiner) | {
         "seeds": seeds,
         "real_pictures": 0 if real is None else len(real),
     }
     return report(session, title, conditions)
+
+
+def _name(opened: Any) -> str:
+    """What a model is called: the last part of where it came from, or else its class."""
+    place = getattr(opened, "name_or_path", None)
+    return Path(place).name if isinstance(place, str) and place else type(opened).__name__
 
 
 def _samples(target: Any, prompts: Sequence[Any] | None, seeds: int) -> list[Sample]:

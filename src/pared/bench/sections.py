@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ KIND_NAMES = {
 UNNAMED = {"fewer steps": "nothing but fewer steps", "runtime": "no method"}
 # Pictures up to this size are shown enlarged, pixel by pixel.
 TINY = 128
+# Small pictures that stand side by side.
+ABREAST = 4
 # Rows of larger pictures on a page, which is to stay small enough to send.
 LARGE_SHOWN = 8
 # Width of a wide screen's content, see page.css.
@@ -146,23 +149,28 @@ def picture_section(report: Report, colours: Mapping[str, int]) -> Section | Non
     height, width = next(iter(report.images.values())).shape[1:3]
     tiny = " tiny" if max(height, width) <= TINY else ""
     shown = report.prompts if tiny else report.prompts[:LARGE_SHOWN]
-    body = "".join(
+    body = [
         f'<tr class="prompt"><th scope="rowgroup" colspan="{len(rows)}"><span>{escape(prompt)}'
         f"</span></th></tr><tr>{''.join(_shot(report, row, number) for row in rows)}</tr>"
         for number, prompt in enumerate(shown)
+    ]
+    # Few arms of small pictures leave room for several prompts side by side.
+    beside = max(1, ABREAST // len(rows)) if tiny else 1
+    large, small = _shot_widths(width, len(rows) * beside)
+    each = math.ceil(len(body) / beside)
+    tables = "".join(
+        f'<table class="shots{tiny}" style="--large:{large}px;--small:{small}px">'
+        f"<thead><tr>{heads}</tr></thead>"
+        f"<tbody>{''.join(body[start : start + each])}</tbody></table>"
+        for start in range(0, len(body), each)
     )
-    large, small = _shot_widths(width, len(rows))
     switch = (
         '<div class="switch needs-script" role="group" aria-label="What is shown">'
         '<button type="button" data-show="plain" aria-pressed="true">Pictures</button>'
         '<button type="button" data-show="difference" aria-pressed="false">'
         "Difference to the base, 4x</button></div>"
     )
-    grid = (
-        f'<div class="scroll"><table class="shots{tiny}" '
-        f'style="--large:{large}px;--small:{small}px">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    grid = f'<div class="scroll abreast">{tables}</div>'
     lead = (
         f"{width}x{height} pixels. Each row is painted from one prompt and one noise; below each "
         "picture its PSNR to the base's, in dB."

@@ -1,6 +1,7 @@
 """Training data as the loop wants it: whole batches by index, random by the given generator."""
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pared.errors import InputError
+from pared.training.data import Dataset
 
 
 def tokenize(tokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -24,6 +26,38 @@ def _fingerprint(*tensors: Tensor) -> str:
             tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()[:16]
+
+
+@dataclass
+class Balanced:
+    """Any data, drawn by weight with replacement instead of once an epoch.
+
+    Attributes:
+        data: see `pared.training.data.Dataset`.
+        weights: how likely each sample is drawn, (count,), positive, of any sum.
+    """
+
+    data: Dataset
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = torch.multinomial(self.weights, len(indices), replacement=True, generator=generator)
+        return self.data.batch(drawn, generator)
+
+    def identity(self) -> str:
+        return f"{self.data.identity()}-{_fingerprint(self.weights)}"
+
+
+def balanced_weights(groups: list[str], balance: float) -> Tensor:
+    """Weight count^-balance for each member of a group of `count`, (len(groups),).
+
+    With 0 every sample is as likely as any other, with 1 every group is.
+    """
+    counts = Counter(groups)
+    return torch.tensor([counts[group] ** -balance for group in groups])
 
 
 @dataclass
