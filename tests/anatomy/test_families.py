@@ -420,7 +420,7 @@ def test_streams_tell_image_from_text_in_the_softmax(name, monkeypatch):
     joint = [key for key in keys if key.shape[2] == 35 + TEXT_TOKENS][:2]
     assert len(joint) == 2
     for key in joint:
-        image, text = family.streams(grid, key.shape[2])
+        image, text = grid.streams(key.shape[2])
         size = key.abs().sum(dim=(0, 1, 3))
         assert len(size[image]) == 35
         assert (size[image] > 0).all()
@@ -442,7 +442,7 @@ def test_one_stream_blocks_of_flux_hold_the_text_first():
     block.register_forward_pre_hook(record, with_kwargs=True)
     block.norm.register_forward_pre_hook(lambda module, args: rows.update(joint=args[0]))
     call(model, (10, 14))
-    image, text = family.streams(grid, rows["joint"].shape[1])
+    image, text = grid.streams(rows["joint"].shape[1])
     assert torch.equal(rows["joint"][:, image], rows["image"])
     assert torch.equal(rows["joint"][:, text], rows["text"])
 

@@ -12,15 +12,15 @@ from pared.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-    from pared.anatomy.base import Block, Family, Grid, Site
+    from pared.anatomy.base import Block, Family, Grid, Site, SiteKind
 
-__all__ = ["Block", "Family", "Grid", "Site", "families", "of", "unwrap"]
+__all__ = ["Block", "Family", "Grid", "Site", "SiteKind", "families", "of", "unwrap"]
 
 
 def __getattr__(name: str):
     # The classes are fetched when asked for: torch takes seconds to import, and a list of presets
     # must not wait for it.
-    if name in ("Block", "Family", "Grid", "Site"):
+    if name in ("Block", "Family", "Grid", "Site", "SiteKind"):
         return getattr(importlib.import_module(f"{__name__}.base"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

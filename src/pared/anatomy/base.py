@@ -77,7 +77,13 @@ class Grid:
 
     Args:
         patch: side of a token, in pixels of the module's input.
+
+    Attributes:
+        image_first: whether image tokens come before text tokens in the sequence that a joint
+            attention mixes.
     """
+
+    image_first: ClassVar[bool] = True
 
     def __init__(self, patch: int = 1) -> None:
         self.patch, self.height, self.width = patch, 0, 0
@@ -95,6 +101,22 @@ class Grid:
         """Image tokens of the call."""
         return self.height * self.width
 
+    def streams(self, length: int) -> tuple[slice, slice]:
+        """Which tokens of a joint sequence are image and which are text.
+
+        The image tokens are those of the grid; all others are text.
+
+        Args:
+            length: tokens of the whole sequence.
+
+        Returns:
+            Slices of the image tokens and of the text tokens.
+        """
+        text = length - self.tokens
+        if self.image_first:
+            return slice(0, self.tokens), slice(self.tokens, length)
+        return slice(text, length), slice(0, text)
+
 
 class Family(ABC):
     """Access to one model of a family. Get one by `pared.anatomy.of(model)`.
@@ -103,15 +125,15 @@ class Family(ABC):
         name: short name of the family, e.g. "pixart".
         classes: names of the model classes it reads.
         conditions: entries of the condition that `denoise` takes from this model's batches.
-        image_first: whether image tokens come before text tokens in the sequence that a
-            joint attention mixes (families without joint attention: of no meaning).
+        compiles_whole: whether torch.compile can take a model that carries a grid in one graph;
+            where not, it takes the blocks (`compile_repeated_blocks`).
         model: the model, without the wrappers of `torch.compile`, DDP or peft.
     """
 
     name: ClassVar[str]
     classes: ClassVar[tuple[str, ...]]
     conditions: tuple[str, ...]
-    image_first: ClassVar[bool] = True
+    compiles_whole: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -144,23 +166,6 @@ class Family(ABC):
     def _grid_source(self, site: Site) -> tuple[nn.Module, Grid]:
         """The module whose call tells the grid of `site`, and a new grid that reads such calls."""
         return self.model, Grid(self.config.patch_size)
-
-    def streams(self, grid: Grid, length: int) -> tuple[slice, slice]:
-        """Which tokens of a joint sequence are image and which are text.
-
-        The image tokens are those of the grid; all others are text.
-
-        Args:
-            grid: the grid of the site, during the call.
-            length: tokens of the whole sequence.
-
-        Returns:
-            Slices of the image tokens and of the text tokens.
-        """
-        text = length - grid.tokens
-        if self.image_first:
-            return slice(0, grid.tokens), slice(grid.tokens, length)
-        return slice(text, length), slice(0, text)
 
     # Calling the denoiser -------------------------------------------------------------------------
 

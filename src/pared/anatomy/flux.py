@@ -35,6 +35,8 @@ class PackedGrid(Grid):
     the blocks of a model that carries such a grid, not on the model as a whole.
     """
 
+    image_first = False
+
     def __init__(self) -> None:
         super().__init__(PACK)
         self._ids: Tensor | None = None
@@ -66,7 +68,7 @@ class Flux(Family):
     name = "flux"
     classes = ("FluxTransformer2DModel",)
     conditions: tuple[str, ...] = ("text", "pooled")
-    image_first = False
+    compiles_whole = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

@@ -24,7 +24,6 @@ class SD3(Family):
     name = "sd3"
     classes = ("SD3Transformer2DModel",)
     conditions: tuple[str, ...] = ("text", "pooled")
-    image_first = True
 
     @property
     def blocks(self) -> tuple[Block, ...]:

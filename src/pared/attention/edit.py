@@ -195,6 +195,11 @@ class LinearCompressedAttention(Processor):
         )
 
     def mix(self, attn: nn.Module, hidden_states: Tensor) -> Tensor:
+        q, k, v = self.heads(attn, hidden_states)
+        return merge_heads(linear_attention(q.relu(), k.relu(), v))
+
+    def heads(self, attn: nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values before the ReLU, (batch, heads, tokens, channels)."""
         q = attn.to_q(self._fused(self.query_fusion, hidden_states))
         k = self._compressed(
             self.key_compressor, attn.to_k(self._fused(self.key_fusion, hidden_states))
@@ -205,7 +210,7 @@ class LinearCompressedAttention(Processor):
         q, k, v = (split_heads(x, attn.heads) for x in (q, k, v))
         if attn.norm_q is not None:
             q, k = attn.norm_q(q), attn.norm_k(k)
-        return merge_heads(linear_attention(q.relu(), k.relu(), v))
+        return q, k, v
 
     def _fused(self, fusion: ConvFusion | None, x: Tensor) -> Tensor:
         return (

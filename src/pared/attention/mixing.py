@@ -1,20 +1,26 @@
-"""What all replacements of an image self-attention share: which layers, and the way in."""
+"""What all replacements of an image's attention share: which layers, and the way in."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from pared import anatomy
-from pared.anatomy import Family, Grid, Site
+from pared.anatomy import Family, Grid, Site, SiteKind
 from pared.errors import InputError
 from pared.method import Claim, Conversion
 
 
 class TokenMixer(Conversion):
-    """A conversion that puts a new attention processor into image self-attentions."""
+    """A conversion that puts a new attention processor into attentions of the image.
+
+    Attributes:
+        kinds: which attentions; those of the image alone, unless a subclass serves others.
+    """
+
+    kinds: ClassVar[tuple[SiteKind, ...]] = ("self_attention",)
 
     layers: tuple[int, ...] | None = Field(
         default=None,
@@ -27,19 +33,20 @@ class TokenMixer(Conversion):
         """The new processor for one site, with freshly initialised weights."""
 
     def sites(self, family: Family) -> list[Site]:
-        """The self-attentions of the chosen layers.
+        """The attentions of the chosen layers.
 
         Raises:
-            InputError: a chosen layer doesn't exist or has no image self-attention.
+            InputError: a chosen layer doesn't exist or has no such attention.
         """
-        found = family.sites("self_attention")
+        found = family.sites(*self.kinds)
         if self.layers is None:
             return found
         missing = sorted(set(self.layers) - {s.block for s in found})
         if missing:
-            has = ", ".join(str(s.block) for s in found) or "none"
+            has = ", ".join(str(block) for block in sorted({s.block for s in found})) or "none"
+            what = " or ".join(kind.replace("_", " ") for kind in self.kinds)
             raise InputError(
-                f"{self.info.slug}: layers={missing} have no image self-attention in "
+                f"{self.info.slug}: layers={missing} have no {what} of the image in "
                 f"{type(family.model).__name__}; those that have one are {has}."
             )
         return [s for s in found if s.block in self.layers]

@@ -3,19 +3,24 @@
 SANA: arXiv 2410.10629, ICLR 2025.
 
 Self-attention becomes plain ReLU linear attention on the teacher's projections; with `mix_ffn` the
-feed-forward also becomes SANA's Mix-FFN, which brings back locality by a depthwise convolution.
+feed-forward also becomes SANA's Mix-FFN, which brings back locality by a depthwise convolution. A
+joint attention becomes linear over image and text together (SANA-MM-DiT in the EDiT paper).
 
 Implemented from the papers' equations; no code taken. Chosen here: Mix-FFN starts from random
 weights with a zero last layer, since a gated convolutional net can't take over the weights of a
 plain MLP.
 """
 
+from typing import ClassVar
+
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from pared import anatomy
-from pared.anatomy import Family, Grid, Site
+from pared.anatomy import Family, Grid, Site, SiteKind
+from pared.attention.joint import Heads, JointProcessor
 from pared.attention.mixing import Processor, TokenMixer, zero_
 from pared.info import Info
 from pared.method import Claim
@@ -28,7 +33,7 @@ INFO = Info(
     arxiv="2410.10629",
     venue="ICLR 2025",
     kind="conversion",
-    families=("pixart", "dit", "sd3", "unet"),
+    families=("pixart", "dit", "sd3", "flux", "unet"),
     training=True,
     exact=False,
     maturity="partial",
@@ -41,6 +46,7 @@ class Sana(TokenMixer):
     """ReLU linear attention, with Mix-FFN where wanted."""
 
     info = INFO
+    kinds: ClassVar[tuple[SiteKind, ...]] = ("self_attention", "joint_attention")
 
     mix_ffn: bool = Field(default=False, description="replace the feed-forwards by Mix-FFN too")
     expansion: float = Field(
@@ -48,13 +54,15 @@ class Sana(TokenMixer):
     )
 
     def processor(self, site: Site, grid: Grid) -> nn.Module:
-        return ReluLinearAttention(grid)
+        joint = site.kind == "joint_attention"
+        return ReluLinearJointAttention(grid) if joint else ReluLinearAttention(grid)
 
     def _feed_forwards(self, family: Family) -> list[Site]:
+        if not self.mix_ffn:
+            return []
         blocks = {site.block for site in self.sites(family)}
-        return (
-            [s for s in family.sites("feed_forward") if s.block in blocks] if self.mix_ffn else []
-        )
+        found = family.sites("feed_forward")
+        return [site for site in found if site.block in blocks and site.stream == "image"]
 
     def claims(self, family: Family) -> list[Claim]:
         return super().claims(family) + [
@@ -64,9 +72,10 @@ class Sana(TokenMixer):
     def convert(self, model: nn.Module) -> None:
         super().convert(model)
         family = anatomy.of(model)
+        widths = {site.block: site.width for site in self.sites(family)}
         for site in self._feed_forwards(family):
             parameter = next(site.module.parameters())
-            width = family.sites("self_attention")[0].width
+            width = widths[site.block]
             new = MixFFN(width, int(self.expansion * width), family.grid(site))
             family.replace(site.path, new.to(parameter.device, parameter.dtype))
 
@@ -81,6 +90,17 @@ class ReluLinearAttention(Processor):
         if attn.norm_q is not None:
             q, k = attn.norm_q(q), attn.norm_k(k)
         return merge_heads(linear_attention(q.relu(), k.relu(), v))
+
+
+class ReluLinearJointAttention(JointProcessor):
+    """The same over image and text tokens alike."""
+
+    def mix(self, image: Heads, text: Heads, text_wanted: bool) -> tuple[Tensor, Tensor | None]:
+        key = torch.cat([image.key, text.key], dim=-2).relu()
+        value = torch.cat([image.value, text.value], dim=-2)
+        y_image = linear_attention(image.query.relu(), key, value)
+        y_text = linear_attention(text.query.relu(), key, value) if text_wanted else None
+        return y_image, y_text
 
 
 class MixFFN(nn.Module):

@@ -3,10 +3,10 @@
     L = L_task + a ||pred_s - pred_t||^2 + b mean_l ||attn_s^l - attn_t^l||^2
 
 As EDiT (arXiv 2503.16726) trains: task, prediction and per-layer feature terms, the features being
-the outputs of every converted attention (after its output projection, before its gate). Each
-student layer sees the student's own input. The weights 1 / 0.5 / 0.5, the mean over layers and
-mean-squared errors in float32 are those of LinFusion's released training (arXiv 2409.02097); EDiT
-doesn't state its own.
+the outputs of every converted attention (after its output projection, before its gate; a joint
+attention has two, the image's and the text's). Each student layer sees the student's own input. The
+weights 1 / 0.5 / 0.5, the mean over layers and mean-squared errors in float32 are those of
+LinFusion's released training (arXiv 2409.02097); EDiT doesn't state its own.
 """
 
 from collections.abc import Iterator
@@ -92,7 +92,8 @@ class Distillation(nn.Module):
             "output": self.output * F.mse_loss(prediction, target),
         }
         if paths:
-            errors = [F.mse_loss(got[p].float(), wanted[p].float()) for p in paths]
+            both = [name for name in got if name in wanted]
+            errors = [F.mse_loss(got[name].float(), wanted[name].float()) for name in both]
             terms["feature"] = self.feature * torch.stack(errors).mean()
         return terms
 
@@ -104,12 +105,18 @@ class Distillation(nn.Module):
 
 @contextmanager
 def captured(model: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Within the context, the latest output of each module in `paths`, by path."""
+    """Within the context, the latest output of each module in `paths`, by path.
+
+    The second output of a module with two, the text's, is under "PATH:text", where it is computed.
+    """
     outputs: dict[str, Tensor] = {}
 
     def keep(path: str):
         def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            outputs[path] = output[0] if isinstance(output, tuple) else output
+            streams = output if isinstance(output, tuple) else (output,)
+            for name, stream in zip((path, f"{path}:text"), streams, strict=False):
+                if stream is not None:
+                    outputs[name] = stream
 
         return hook
 
