@@ -208,6 +208,29 @@ def test_heal_refusals(refused, pipeline, student, photos, words, part):
     assert part in refused("heal", *(pipeline if word == "PIPE" else word for word in words))
 
 
+def test_layers(run, tmp_path, pipeline, photos):
+    words = ["--with", "edit", "--data", "photos", "--steps", 2, "--batch-size", 2, "--count", 1]
+    result = run("layers", pipeline, *words, "--error", 1e9, "-o", "found")
+    assert result.exit_code == 0, result.output
+    assert "edit:layers=[0,1]" in result.stdout
+    curve = json.loads((tmp_path / "found" / "curve.json").read_text())
+    assert [len(choice["layers"]) for choice in curve["choices"]] == [0, 1, 2]
+    chosen = min(curve["choices"], key=lambda choice: choice["cost"])
+    stack = pared.method.stack_of(pared.load(tmp_path / "found" / "model").transformer)
+    assert [m.spec() for m in stack] == [s for s in [chosen["spec"]] if s]
+
+
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        (["--with", "nope", "-o", "x"], "there is no method 'nope'"),
+        (["--with", "edit", "--data", "photos", "-o", "x"], "3 pictures and 64 are to be measured"),
+    ],
+)
+def test_layers_refusals(refused, pipeline, photos, words, part):
+    assert part in refused("layers", pipeline, *words)
+
+
 HEAL = """
 name = "healing"
 [model]

@@ -71,6 +71,7 @@ def measure(
     arms: dict[str, Sequence[Conversion]],
     sizes: Sequence[int],
     rounds: int = 5,
+    warmup: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     progress: Callable[[int], None] | None = None,
 ) -> list[Point]:
@@ -81,6 +82,7 @@ def measure(
         arms: conversions by name; the first is the base of the ratios, usually `[]`.
         sizes: sides of square pictures, in pixels.
         rounds: timed rounds per size.
+        warmup: rounds before them that don't count.
         dtype: of weights and activations.
         progress: called with the size that is about to be measured.
     """
@@ -93,7 +95,7 @@ def measure(
         for name, block in blocks.items():
             calls[name], seen = block.call_at(pixels)
             tokens = max(tokens, seen)
-        timings = interleave(calls, rounds=rounds, warmup=1, base=next(iter(arms)))
+        timings = interleave(calls, rounds=rounds, warmup=warmup, base=next(iter(arms)))
         points.append(Point(pixels, tokens, timings))
     return points
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "bill": "Show where a model's cost goes.",
     "convert": "Rebuild a model with published methods.",
     "heal": "Train a converted model against the one it came from.",
+    "layers": "Find the layers that a model misses least.",
     "train": "Train what a recipe describes.",
     "sample": "Paint pictures from prompts.",
     "bench": "Measure gain and loss side by side.",

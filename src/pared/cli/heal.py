@@ -67,7 +67,7 @@ def command(
     from pared.healing import heal, task_of
 
     checkpoint.check_replaceable(output)
-    items = _items(source)
+    items = items_of(source)
     target, pipeline = student_source.load(), teacher_source.load()
     changes = {name: value for name, value in changes.items() if value is not None}
     state = output.with_name(f"{output.name}.training")
@@ -92,7 +92,7 @@ def _require_converted(source: Source) -> None:
         )
 
 
-def _items(source: str) -> Any:
+def items_of(source: str) -> Any:
     """The user's captioned images, all checked; None for the emoji world."""
     if source == EMOJI:
         return None
@@ -101,12 +101,13 @@ def _items(source: str) -> Any:
     return read(source)
 
 
-def latents_for(pipeline: Any, items: Any) -> Dataset:
+def latents_for(pipeline: Any, items: Any, split: str = "train") -> Dataset:
     """Captioned images as the pipeline's own latents and text embeddings.
 
     Args:
         pipeline: with an autoencoder and a text encoder.
-        items: `pared.worlds.readers.Items`, or None for the emoji world's training split.
+        items: `pared.worlds.readers.Items` or a list of them; None for the emoji world.
+        split: of the emoji world.
 
     Raises:
         InputError: the denoiser wants more than one text encoder's tokens.
@@ -121,13 +122,14 @@ def latents_for(pipeline: Any, items: Any) -> Dataset:
             f"pared makes training data for denoisers that take text alone; a {family.name} takes "
             f"{', '.join(family.conditions)}: prepare its data in Python and call pared.heal."
         )
-    images, captions = _pictures(items, family.config.sample_size * pipeline.vae_scale_factor)
+    size = family.config.sample_size * pipeline.vae_scale_factor
+    images, captions = _pictures(items, size, split)
     return datasets.latent_data(
         pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, images, captions
     )
 
 
-def _pictures(items: Any, size: int) -> tuple[Tensor, list[str]]:
+def _pictures(items: Any, size: int, split: str) -> tuple[Tensor, list[str]]:
     """Pictures, uint8 (count, 3, size, size), cropped to the middle square, and their captions."""
     import numpy as np
     import torch
@@ -136,7 +138,7 @@ def _pictures(items: Any, size: int) -> tuple[Tensor, list[str]]:
     from pared.worlds import emoji
 
     if items is None:
-        world = emoji.load(split="train", size=size)
+        world = emoji.load(split=split, size=size)
         return cast("Tensor", world.images), world.captions
     fitted = [(ImageOps.fit(item.image, (size, size)), item.caption) for item in items]
     pixels = np.stack([np.asarray(image) for image, _ in fitted])

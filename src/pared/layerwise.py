@@ -1,0 +1,229 @@
+"""Which layers to convert: heal each by itself, see which ones the model misses least.
+
+heal_layers(...)   one run that heals every converted attention alone
+assemble(...)      the teacher with some of them in place
+search(...)        the whole curve: quality against cost, from no layer to all
+
+Nobody ships linear attention in every layer without having looked; here the look costs one healing
+run, however many subsets are tried.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pared import anatomy
+from pared.errors import InputError
+from pared.healing import student_of
+from pared.method import Conversion, convert, stack_of
+from pared.objectives.denoising import Denoising, condition_of
+from pared.objectives.layerwise import Layerwise, relative_error
+from pared.training import TrainingSettings, train
+from pared.training.data import Dataset, generator_for
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One subset of layers.
+
+    Attributes:
+        layers: indices of the converted blocks, in the order in which they were taken.
+        error: ||model - teacher||^2 / ||teacher||^2 of the prediction, on data that did not train.
+        cost: of the denoiser, by the measure that was asked for.
+        spec: what `pared convert --with` takes to make it.
+    """
+
+    layers: tuple[int, ...]
+    error: float
+    cost: float
+    spec: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Subsets of layers from none to all, each with one layer more than the one before.
+
+    Attributes:
+        alone: the error of each layer when it is the only one converted, by block.
+        choices: the subsets, the empty one first.
+    """
+
+    alone: dict[int, float]
+    choices: tuple[Choice, ...]
+
+    def within(self, error: float) -> Choice:
+        """The cheapest subset whose error is at most `error`.
+
+        Raises:
+            InputError: the error is negative.
+        """
+        if error < 0:
+            raise InputError(f"an error of {error:g} can't be; give 0 or more.")
+        return min((c for c in self.choices if c.error <= error), key=lambda c: c.cost)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and text, ready for JSON."""
+        return asdict(self) | {"alone": {str(block): error for block, error in self.alone.items()}}
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(self.to_dict(), indent=1)
+
+
+def heal_layers(
+    teacher: nn.Module,
+    method: Conversion,
+    data: Dataset,
+    folder: str | Path,
+    task: Denoising | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    **changes: Any,
+) -> nn.Module | None:
+    """A converted copy of the teacher whose layers were healed one by one, in a single run.
+
+    Args:
+        teacher: a denoiser; stays as it is.
+        method: a conversion of attentions.
+        data: see `pared.heal`.
+        folder: takes checkpoints and the log; a run that was stopped goes on from there.
+        task: what the denoiser predicts, for the noise that the layers see.
+        on_step: called after each step with its number and mean loss.
+        changes: training settings to change, e.g. `steps=200`.
+
+    Returns:
+        The student, or None when the run was interrupted.
+    """
+    student = convert(student_of(teacher), method)
+    objective = Layerwise(task).bind(student, teacher)
+    if not objective.paths:
+        raise InputError(
+            f"{method.info.slug} converts no attention, so there is no layer to choose."
+        )
+    settings = TrainingSettings(
+        steps=200, learning_rate=1e-3, trainable=tuple(f"{path}.*" for path in objective.paths)
+    )
+    settings = TrainingSettings(**(settings.model_dump() | changes))
+    run = train(student, objective, data, settings, folder, on_step)
+    return student if run.finished else None
+
+
+def assemble(
+    teacher: nn.Module, healed: nn.Module, method: Conversion, layers: Sequence[int]
+) -> nn.Module:
+    """A copy of the teacher with some layers converted, carrying the weights of a healed student.
+
+    Args:
+        teacher: the denoiser that `healed` came from; stays as it is.
+        healed: what `heal_layers` gave.
+        method: the conversion, as it was healed.
+        layers: indices of the blocks to convert; none gives a plain copy.
+    """
+    model = student_of(teacher).eval()
+    if not layers:
+        return model
+    convert(model, method.model_copy(update={"layers": tuple(sorted(layers))}))
+    family = anatomy.of(model)
+    paths = {c.site for m in stack_of(model) for c in m.claims(family) if c.how == "replaces"}
+    weights = healed.state_dict()
+    wanted = {n: w for n, w in weights.items() if n.startswith(tuple(f"{p}." for p in paths))}
+    model.load_state_dict(wanted, strict=False)
+    return model
+
+
+@torch.no_grad()
+def output_error(
+    model: nn.Module,
+    teacher: nn.Module,
+    data: Dataset,
+    task: Denoising,
+    count: int = 64,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> float:
+    """||model - teacher||^2 / ||teacher||^2 of the predictions on noised samples.
+
+    Args:
+        model: the denoiser in question.
+        teacher: the denoiser that it is held against.
+        data: the first `count` samples are taken.
+        task: how they are noised; the same times and noise for every model.
+        count: samples, at most.
+        batch_size: of them at once.
+        seed: of times and noise.
+    """
+    indices = torch.arange(min(count, len(data)))
+    above = below = 0.0
+    for number, part in enumerate(indices.split(batch_size)):
+        generator = generator_for(seed, number)
+        batch = data.batch(part, generator)
+        noised, condition = task.noised(batch, generator), condition_of(batch)
+        got, wanted = (
+            anatomy.of(m).denoise(m, noised.latents, noised.timestep, condition).float()
+            for m in (model, teacher)
+        )
+        scale = float(wanted.square().sum())
+        above, below = above + float(relative_error(got, wanted)) * scale, below + scale
+    return above / below
+
+
+def search(
+    teacher: nn.Module,
+    healed: nn.Module,
+    method: Conversion,
+    data: Dataset,
+    task: Denoising,
+    cost: Callable[[nn.Module], float] | None = None,
+    count: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Curve:
+    """Convert the layers that the prediction misses least first, and measure after each.
+
+    The layers are ranked by the error that each causes alone; errors of several layers are
+    measured, not added up.
+
+    Args:
+        teacher: the denoiser before conversion.
+        healed: what `heal_layers` gave.
+        method: the conversion, as it was healed.
+        data: samples that did not train.
+        task: how they are noised.
+        cost: of a denoiser; by default the multiply-adds of one pass at the size that the model is
+            made for. Give what you pay for: multiply-adds at your size, or measured seconds.
+        count: samples that errors are measured on.
+        progress: told (subsets done, subsets in all).
+    """
+    cost = cost or _multiply_adds
+    family = anatomy.of(teacher)
+    paths = {claim.site for claim in method.claims(family) if claim.how == "replaces"}
+    blocks = sorted({site.block for site in family.sites() if site.path in paths})
+    total, done = 2 * len(blocks), 0
+
+    def measured(layers: Sequence[int]) -> tuple[nn.Module, float]:
+        nonlocal done
+        model = assemble(teacher, healed, method, layers)
+        error = output_error(model, teacher, data, task, count)
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return model, error
+
+    alone = {block: measured([block])[1] for block in blocks}
+    ranked = sorted(blocks, key=lambda block: alone[block])
+    choices = [Choice((), 0.0, cost(teacher), "")]
+    for number in range(1, len(ranked) + 1):
+        layers = tuple(ranked[:number])
+        model, error = measured(layers)
+        spec = method.model_copy(update={"layers": tuple(sorted(layers))}).spec()
+        choices.append(Choice(layers, error, cost(model), spec))
+    return Curve(alone, tuple(choices))
+
+
+def _multiply_adds(model: nn.Module) -> float:
+    from pared.bench.bill import bill
+
+    return bill(model).per_pass
