@@ -24,7 +24,7 @@ from pared.checkpoint import load
 from pared.healing import heal, student_of, task_of
 from pared.method import denoiser, replace_denoiser
 from pared.worlds import emoji
-from pared.worlds.datasets import latent_data
+from pared.worlds.datasets import latents_of
 from pared.worlds.house import folder_of
 
 ARMS = {
@@ -61,8 +61,7 @@ class Bench:
 
     def _data(self, split: str):
         world = emoji.load(split=split, size=64)
-        parts = (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.tokenizer)
-        return latent_data(*parts, world.images, world.captions)
+        return latents_of(self.pipeline, world.images, world.captions)
 
     @torch.no_grad()
     def output_error(self, model: torch.nn.Module) -> float:
@@ -85,16 +84,17 @@ class Bench:
         for start in range(0, len(self.prompts), 32):
             prompts = self.prompts[start : start + 32]
             generators = [torch.Generator().manual_seed(start + i) for i in range(len(prompts))]
-            images = self.pipeline(
-                prompts,
-                num_inference_steps=self.sampling_steps,
-                guidance_scale=1.0,  # the model's own distribution, and half the time
-                generator=generators,
-                use_resolution_binning=False,
-                max_sequence_length=32,
-                output_type="pt",
-            ).images
-            found.append(self.judge.of_images(images))
+            with torch.autocast("cpu", torch.bfloat16):
+                images = self.pipeline(
+                    prompts,
+                    num_inference_steps=self.sampling_steps,
+                    guidance_scale=1.0,  # the model's own distribution, and half the time
+                    generator=generators,
+                    use_resolution_binning=False,
+                    max_sequence_length=32,
+                    output_type="pt",
+                ).images
+            found.append(self.judge.of_images(images.float()))
         replace_denoiser(self.pipeline, self.teacher)
         return torch.cat(found)
 
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--sampling-steps", type=int, default=8)
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -70,8 +70,8 @@ def painted(pipeline, captions: list[str], steps: int, guidance: float) -> torch
     for start in range(0, len(captions), 32):
         prompts = captions[start : start + 32]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(prompts))]
-        found.append(
-            pipeline(
+        with torch.autocast("cpu", torch.bfloat16):
+            pictures = pipeline(
                 prompts,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
@@ -80,7 +80,7 @@ def painted(pipeline, captions: list[str], steps: int, guidance: float) -> torch
                 max_sequence_length=32,
                 output_type="pt",
             ).images
-        )
+        found.append(pictures.float())
     return torch.cat(found)
 
 

@@ -69,6 +69,9 @@ class PipelineTable(_Table):
     class_: str = Field(alias="class", description="e.g. diffusers.PixArtSigmaPipeline")
     scheduler: str = Field(description="e.g. diffusers.DPMSolverMultistepScheduler")
     scheduler_config: dict[str, Any] = {}
+    prompt_tokens: int | None = Field(
+        default=None, ge=2, description="length that prompts are padded to; the tokenizer's own"
+    )
 
 
 class DataTable(_Table):
@@ -118,9 +121,12 @@ class Recipe(_Table):
 
     @model_validator(mode="after")
     def _encoders(self) -> "Recipe":
-        encoders = self.model.from_ or (self.data.vae and self.data.text_encoder)
-        if self.data.kind == "latents" and not encoders:
-            raise ValueError("kind 'latents' needs a vae and a text_encoder, e.g. house:vae")
+        encoders = self.data.vae and self.data.text_encoder and self.pipeline
+        if self.data.kind == "latents" and not (self.model.from_ or encoders):
+            raise ValueError(
+                "kind 'latents' needs a vae, a text_encoder and a pipeline to encode with, "
+                "e.g. house:vae and house:clip"
+            )
         if (self.objective.name == "distillation") != bool(self.model.methods):
             raise ValueError(
                 "methods are healed by the objective 'distillation', and only they are"
@@ -217,16 +223,16 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
     if recipe.model.from_:
         return _go_on(recipe, folder)
     model = build(recipe.model)
-    encoders = _encoders(recipe.data) if recipe.data.kind == "latents" else ()
+    pipeline = None if recipe.pipeline is None else pack(recipe.pipeline, recipe.data, model)
     for number, stage in enumerate(recipe.stages, start=1):
-        data, companion = _data(recipe.data, stage.size, encoders)
+        data, companion = _data(recipe.data, stage.size, pipeline)
         objective = _objective(recipe.objective, stage.objective)
         if not train(model, objective, data, stage.training, folder / f"stage-{number}").finished:
             return None
     if recipe.objective.name == "autoencoding":
         set_scaling_factor(model, _world(recipe.data, recipe.stages[-1].size).images)
-    if recipe.pipeline is not None:
-        pipeline = pack(recipe.pipeline, model, encoders)
+    if pipeline is not None:
+        model.eval()
         checkpoint.save(pipeline, folder / "model")
         return pipeline
     model.save_pretrained(folder / "model")
@@ -245,9 +251,8 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
     torch.manual_seed(recipe.model.seed)
     methods: list[Any] = [parse(spec) for spec in recipe.model.methods]
     convert(student, *methods)
-    encoders = (pipeline.vae, pipeline.text_encoder, pipeline.tokenizer)
     for number, stage in enumerate(recipe.stages, start=1):
-        data, _ = _data(recipe.data, stage.size, encoders)
+        data, _ = _data(recipe.data, stage.size, pipeline)
         objective = _objective(recipe.objective, stage.objective)
         if recipe.objective.name == "distillation":
             objective.task = task_of(pipeline)
@@ -259,17 +264,40 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
     return pipeline
 
 
-def pack(table: PipelineTable, model: nn.Module, encoders: tuple[Any, ...]) -> Any:
-    """A stock pipeline around a denoiser; `encoders`: autoencoder, text encoder, tokenizer."""
-    vae, text_encoder, tokenizer = encoders
-    scheduler = _class(table.scheduler)(**table.scheduler_config)
-    return _class(table.class_)(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=vae,
-        transformer=model.eval(),
-        scheduler=scheduler,
-    )
+def pack(table: PipelineTable, data: DataTable, model: nn.Module) -> Any:
+    """A stock pipeline around a denoiser, with the autoencoder and text encoder of its data.
+
+    Every CLIP text encoder that the pipeline takes is the same one; a third one (T5), a safety
+    checker and other optional parts are left out.
+    """
+    cls = _class(table.class_)
+    parts: dict[str, Any] = {"scheduler": _class(table.scheduler)(**table.scheduler_config)}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name in ("transformer", "unet"):
+            parts[name] = model
+        elif name == "vae":
+            parts[name] = _part("diffusers.AutoencoderKL", data.vae).eval()
+        elif name in ("tokenizer", "tokenizer_2"):
+            parts[name] = _part("transformers.CLIPTokenizer", data.text_encoder)
+            parts[name].model_max_length = table.prompt_tokens or parts[name].model_max_length
+        elif name in ("text_encoder", "text_encoder_2"):
+            pooled = "WithProjection" in str(parameter.annotation)
+            encoder = "transformers.CLIPTextModel" + "WithProjection" * pooled
+            parts[name] = _part(encoder, data.text_encoder).eval()
+        elif parameter.default is parameter.empty:
+            parts.setdefault(name, None)
+    if "requires_safety_checker" in inspect.signature(cls).parameters:
+        parts["requires_safety_checker"] = False
+    return cls(**parts)
+
+
+def _part(path: str, place: str | None) -> Any:
+    """An encoder or tokenizer from a folder, the hub or the house."""
+    try:
+        return _class(path).from_pretrained(folder_of(str(place)))  # type: ignore[attr-defined]
+    except OSError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(f"the vae or text_encoder of the data can't be had: {reason}.") from None
 
 
 def _class(path: str, base: type = object, what: str = "class") -> type:
@@ -304,26 +332,11 @@ def _objective(table: ObjectiveTable, changes: dict[str, Any]) -> Any:
         raise InputError(f"the objective {table.name} can't be set so: {error}.") from None
 
 
-def _encoders(table: DataTable) -> tuple[Any, ...]:
-    """Autoencoder, text encoder and tokenizer that a recipe's data names."""
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    try:
-        vae = AutoencoderKL.from_pretrained(folder_of(str(table.vae))).eval()
-        tokenizer = CLIPTokenizer.from_pretrained(folder_of(str(table.text_encoder)))
-        text_encoder = CLIPTextModel.from_pretrained(folder_of(str(table.text_encoder))).eval()
-    except OSError as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(f"the vae or text_encoder of the data can't be had: {reason}.") from None
-    return vae, text_encoder, tokenizer
-
-
 def _world(table: DataTable, size: int) -> Any:
     return emoji.load(split=None if table.split == "all" else table.split, size=size)
 
 
-def _data(table: DataTable, size: int, encoders: tuple[Any, ...]) -> tuple[Any, Any]:
+def _data(table: DataTable, size: int, pipeline: Any) -> tuple[Any, Any]:
     """The data at one image size, and the tokenizer to save beside the model, if there is one."""
     from pared.worlds import datasets
 
@@ -332,7 +345,7 @@ def _data(table: DataTable, size: int, encoders: tuple[Any, ...]) -> tuple[Any, 
     if table.kind == "images":
         data = datasets.ImageData(world.images)
     elif table.kind == "latents":
-        data = datasets.latent_data(*encoders, world.images, world.captions, table.drop)
+        data = datasets.latents_of(pipeline, world.images, world.captions, table.drop)
     else:
         from pared.worlds.house.tokenizer import train_tokenizer
 

@@ -99,7 +99,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(run, tmp_path, reci
         ("[model]", "[model", "is not a TOML file"),
         ("steps = 2, batch", "stesp = 2, batch", "stages.0.training.steps"),
         ('kind = "images"', 'kind = "image"', "data.kind: Input should be 'image-text'"),
-        ('kind = "images"', 'kind = "latents"', "kind 'latents' needs a vae and a text_encoder"),
+        ('kind = "images"', 'kind = "latents"', "kind 'latents' needs a vae, a text_encoder and a pipeline"),
         ('kind = "images"', 'kind = "images"\nsource = "photos"', "data.source: Input should be"),
         ("size = 16", "size = 256", "size 256 is beyond the emoji world's 128 pixels"),
         (

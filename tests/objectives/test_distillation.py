@@ -27,7 +27,9 @@ def data(model, count: int = 32) -> LatentData:
         batch=count, text_tokens=4, generator=torch.Generator().manual_seed(1)
     )
     text, mask = condition["text"], torch.ones(count, 4)
-    return LatentData(latents, torch.full_like(latents, 0.01), text, mask, text[0], mask[0])
+    condition = {"text": text, "mask": mask}
+    empty = {name: entry[0] for name, entry in condition.items()}
+    return LatentData(latents, torch.full_like(latents, 0.01), condition, empty)
 
 
 def terms(student, original, **weights) -> dict[str, float]:

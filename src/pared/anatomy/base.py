@@ -8,7 +8,7 @@ names.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -25,6 +25,9 @@ SiteKind = Literal[
     "modulation",  # what turns the timestep (and labels) into shifts, scales and gates
     "norm",
 ]
+
+# Prompts that text encoders get at once.
+ENCODED_AT_ONCE = 256
 
 # Whose tokens pass through a site.
 Stream = Literal["image", "text", "both"]
@@ -204,6 +207,33 @@ class Family(ABC):
             text_tokens: length of the prompt; by default what the stock pipeline uses.
             generator: source of the random numbers (CPU).
         """
+
+    def encode(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        """The condition of each prompt, made by the pipeline's own encoders.
+
+        Args:
+            pipeline: a stock pipeline of this family, with its text encoders.
+            prompts: what to encode; "" is the prompt of an unconditional pass.
+
+        Returns:
+            Entries as in `conditions`, (prompts, ...), all prompts of one length.
+
+        Raises:
+            InputError: the family isn't conditioned by text.
+        """
+        raise InputError(
+            f"a {self.name} model takes {', '.join(self.conditions)}, and no prompts that could be "
+            "encoded."
+        )
+
+    def _encoded(self, encode: Callable[[list[str]], tuple], prompts: list[str]) -> list[Tensor]:
+        """What a pipeline's `encode_prompt` gives, some prompts at a time, put together."""
+        with torch.no_grad():
+            parts = [
+                encode(prompts[start : start + ENCODED_AT_ONCE])
+                for start in range(0, len(prompts), ENCODED_AT_ONCE)
+            ]
+        return [torch.cat(entry).float().cpu() for entry in zip(*parts, strict=True)]
 
     def _latents(
         self, batch: int, height: int | None, width: int | None, generator: torch.Generator | None

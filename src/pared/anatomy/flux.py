@@ -110,6 +110,10 @@ class Flux(Family):
         )[0]
         return unpack(output, height, width)
 
+    def encode(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        text, pooled = self._encoded(lambda some: pipeline.encode_prompt(some, None)[:2], prompts)
+        return {"text": text, "pooled": pooled}
+
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
         # The configuration knows no sample size; the pipeline's is 128 (1024 pixels).
         latents = self._random(

@@ -1,5 +1,7 @@
 """PixArt-alpha, -Sigma: `PixArtTransformer2DModel`; text by cross-attention, shared modulation."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,18 @@ class PixArt(Family):
         )[0]
         # PixArt's published weights also predict a variance, in the second half of the channels.
         return output[:, : latents.shape[1]]
+
+    def encode(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        # Padding is masked out, so that a shorter one changes nothing.
+        longest = max(map(len, pipeline.tokenizer(prompts).input_ids))
+
+        def some(prompts: list[str]) -> tuple[Tensor, ...]:
+            return pipeline.encode_prompt(
+                prompts, do_classifier_free_guidance=False, max_sequence_length=longest
+            )[:2]
+
+        text, mask = self._encoded(some, prompts)
+        return {"text": text, "mask": mask}
 
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
         latents = self._latents(batch, height, width, generator)

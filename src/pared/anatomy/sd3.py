@@ -5,6 +5,8 @@ SD3.5-Medium's first blocks have a second attention, `attn2`, of the image alone
 computes no text output, so it has no `ff_context`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +45,16 @@ class SD3(Family):
             timestep=timestep,
             return_dict=False,
         )[0]
+
+    def encode(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        def some(prompts: list[str]) -> tuple[Tensor, ...]:
+            text, _, pooled, _ = pipeline.encode_prompt(
+                prompts, None, None, do_classifier_free_guidance=False
+            )
+            return text, pooled
+
+        text, pooled = self._encoded(some, prompts)
+        return {"text": text, "pooled": pooled}
 
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
         latents = self._latents(batch, height, width, generator)

@@ -73,6 +73,15 @@ class UNet(Family):
             return_dict=False,
         )[0]
 
+    def encode(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
+        def some(prompts: list[str]) -> tuple[Tensor, ...]:
+            if "pooled" not in self.conditions:
+                return pipeline.encode_prompt(prompts, pipeline.device, 1, False)[:1]
+            text, _, pooled, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)
+            return text, pooled
+
+        return dict(zip(("text", "pooled"), self._encoded(some, prompts), strict=False))
+
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
         latents = self._latents(batch, height, width, generator)
         length = 77 if text_tokens is None else text_tokens

@@ -18,7 +18,7 @@ from pared.checkpoint import load
 from pared.healing import heal, student_of, task_of
 from pared.method import Conversion, convert, denoiser, stack_of
 from pared.worlds import emoji
-from pared.worlds.datasets import latent_data
+from pared.worlds.datasets import latents_of
 from pared.worlds.house import folder_of
 
 TEACHER, STUDENT = "house:pixart", "house:pixart-edit"
@@ -103,9 +103,7 @@ def _heal_live(teacher: Any, stack: Sequence[Conversion], settings: Settings) ->
     """A fresh conversion of the teacher, trained for a moment."""
     world = emoji.load(split="train", size=64)
     world = world.select(torch.arange(0, len(world), len(world) // LIVE_PICTURES))
-    data = latent_data(
-        teacher.vae, teacher.text_encoder, teacher.tokenizer, world.images, world.captions
-    )
+    data = latents_of(teacher, world.images, world.captions)
     original = denoiser(teacher)
     torch.manual_seed(settings.seed)
     student = convert(student_of(original), *stack)

@@ -110,23 +110,16 @@ def latents_for(pipeline: Any, items: Any, split: str = "train") -> Dataset:
         split: of the emoji world.
 
     Raises:
-        InputError: the denoiser wants more than one text encoder's tokens.
+        InputError: the denoiser takes no prompts.
     """
     from pared import anatomy
     from pared.method import denoiser
     from pared.worlds import datasets
 
     family = anatomy.of(denoiser(pipeline))
-    if not {"text"} <= set(family.conditions) <= {"text", "mask"}:
-        raise InputError(
-            f"pared makes training data for denoisers that take text alone; a {family.name} takes "
-            f"{', '.join(family.conditions)}: prepare its data in Python and call pared.heal."
-        )
     size = family.config.sample_size * pipeline.vae_scale_factor
     images, captions = _pictures(items, size, split)
-    return datasets.latent_data(
-        pipeline.vae, pipeline.text_encoder, pipeline.tokenizer, images, captions
-    )
+    return datasets.latents_of(pipeline, images, captions)
 
 
 def _pictures(items: Any, size: int, split: str) -> tuple[Tensor, list[str]]:

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     help="Captioned images, as for `pared heal`; some are kept aside to measure on.",
 )
 @click.option("--steps", type=click.IntRange(1), default=200, show_default=True, help="Of healing.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Pictures a step."
+)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(0, min_open=True),
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     model: str,
     spec: str,
     source: str,

@@ -10,6 +10,7 @@ LinFusion (arXiv 2409.02097); teacher's inputs and relative errors are chosen he
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def forced(
     outputs: dict[str, Tensor] = {}
 
     def force(path: str):
-        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
+        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> Any:
             names = (path, f"{path}:text")
             streams = output if isinstance(output, tuple) else (output,)
             outputs.update({n: s for n, s in zip(names, streams, strict=False) if s is not None})

@@ -3,12 +3,15 @@
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pared import anatomy
 from pared.errors import InputError
+from pared.method import denoiser
 from pared.training.data import Dataset
 
 
@@ -142,25 +145,21 @@ def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass
 class LatentData:
-    """Cached latents and text embeddings for denoisers.
+    """Cached latents and conditions for denoisers.
 
     Attributes:
         latents: posterior means, already scaled, (count, channels, height, width).
         latent_std: posterior standard deviations on the same scale, same shape.
-        text: last hidden states of the text encoder, (count, tokens, width).
-        mask: attention mask of the text, (count, tokens).
-        empty_text: the embedding of the empty prompt, (tokens, width); replaces a sample's text
-            with chance `drop`.
-        empty_mask: its mask, (tokens,).
+        condition: entries of the condition that the denoiser's family takes, (count, ...) each.
+        empty: the same entries for the empty prompt, without the first dimension; replace a
+            sample's condition with chance `drop`.
         drop: chance that a sample is trained without its prompt (for classifier-free guidance).
     """
 
     latents: Tensor
     latent_std: Tensor
-    text: Tensor
-    mask: Tensor
-    empty_text: Tensor
-    empty_mask: Tensor
+    condition: dict[str, Tensor]
+    empty: dict[str, Tensor]
     drop: float = 0.1
 
     def __len__(self) -> int:
@@ -168,17 +167,16 @@ class LatentData:
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         dropped = torch.rand(len(indices), generator=generator) < self.drop
-        text, mask = self.text[indices].float(), self.mask[indices]
-        text[dropped], mask[dropped] = self.empty_text.float(), self.empty_mask
+        condition = {name: entry[indices] for name, entry in self.condition.items()}
+        for name, entry in condition.items():
+            entry[dropped] = self.empty[name]
         return {
-            "latents": self.latents[indices].float(),
-            "latent_std": self.latent_std[indices].float(),
-            "text": text,
-            "mask": mask,
-        }
+            "latents": self.latents[indices],
+            "latent_std": self.latent_std[indices],
+        } | condition
 
     def identity(self) -> str:
-        return _fingerprint(self.latents, self.text)
+        return _fingerprint(self.latents, *self.condition.values())
 
 
 @torch.no_grad()
@@ -193,27 +191,26 @@ def encode_latents(vae, images: Tensor, batch_size: int = 128) -> tuple[Tensor, 
     return torch.cat(means).cpu(), torch.cat(stds).cpu()
 
 
-@torch.no_grad()
-def encode_text(
-    text_encoder, tokenizer, captions: list[str], batch_size: int = 256
-) -> tuple[Tensor, Tensor]:
-    """Last hidden states (captions, tokens, width) and masks, as long as the longest caption."""
+def latents_of(pipeline: Any, images: Tensor, captions: list[str], drop: float = 0.1) -> LatentData:
+    """Encode images and captions once, so that training touches no encoder again.
+
+    Args:
+        pipeline: a stock pipeline with autoencoder, text encoders and denoiser.
+        images: uint8, (count, 3, height, width).
+        captions: of the images.
+        drop: see `LatentData`.
+
+    Raises:
+        InputError: there are no captions, or the denoiser takes no text.
+    """
     if not captions:
         raise InputError("no captions to encode; the data needs at least one.")
-    ids, mask = tokenize(tokenizer, captions)
-    states = [
-        text_encoder(i.to(text_encoder.device), attention_mask=m.to(text_encoder.device))[0]
-        .float()
-        .cpu()
-        for i, m in zip(ids.split(batch_size), mask.split(batch_size), strict=True)
-    ]
-    return torch.cat(states), mask
-
-
-def latent_data(
-    vae, text_encoder, tokenizer, images: Tensor, captions: list[str], drop: float = 0.1
-) -> LatentData:
-    """Encode images and captions once, so that training touches neither encoder again."""
-    mean, std = encode_latents(vae, images)
-    text, mask = encode_text(text_encoder, tokenizer, ["", *captions])
-    return LatentData(mean, std, text[1:], mask[1:], text[0], mask[0], drop)
+    condition = anatomy.of(denoiser(pipeline)).encode(pipeline, ["", *captions])
+    mean, std = encode_latents(pipeline.vae, images)
+    return LatentData(
+        mean,
+        std,
+        {name: entry[1:] for name, entry in condition.items()},
+        {name: entry[0] for name, entry in condition.items()},
+        drop,
+    )
