@@ -33,8 +33,8 @@ def heal(
         teacher: the model before conversion (or its pipeline); put in eval mode, never trained.
         data: latents with conditions, see `pared.worlds.datasets.LatentData`.
         folder: takes checkpoints and the log; a run that was stopped goes on from there.
-        settings: training settings; by default 1,000 steps of AdamW at 1e-4 in which only the
-            converted attentions train (EDiT's first stage).
+        settings: training settings; by default 1,000 steps of AdamW at 1e-4 in which only what
+            the methods name as `trainable` trains, mostly what they replaced.
         task: what the denoiser predicts; by default flow. Use `task_of(pipeline)` for a pipeline.
         on_step: called after each step with its number and mean loss terms.
         changes: single settings to change, e.g. `steps=200, batch_size=16`.
@@ -57,9 +57,10 @@ def heal(
     if task is not None:
         objective.task = task
     objective.bind(student, teacher)
-    settings = settings or TrainingSettings(
-        steps=1000, learning_rate=1e-4, trainable=tuple(f"{path}.*" for path in objective.paths)
-    )
+    if settings is None:
+        family = anatomy.of(student)
+        trainable = tuple(pattern for m in healed for pattern in m.trainable(family))
+        settings = TrainingSettings(steps=1000, learning_rate=1e-4, trainable=trainable)
     settings = TrainingSettings(**(settings.model_dump() | changes))
     return train(student, objective, data, settings, folder, on_step)
 

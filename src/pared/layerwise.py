@@ -105,7 +105,7 @@ def heal_layers(
             f"{method.info.slug} converts no attention, so there is no layer to choose."
         )
     settings = TrainingSettings(
-        steps=200, learning_rate=1e-3, trainable=tuple(f"{path}.*" for path in objective.paths)
+        steps=200, learning_rate=1e-3, trainable=method.trainable(anatomy.of(student))
     )
     settings = TrainingSettings(**(settings.model_dump() | changes))
     run = train(student, objective, data, settings, folder, on_step)

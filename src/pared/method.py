@@ -95,6 +95,10 @@ class Conversion(Method):
         Called once, after the claims were found free of clashes.
         """
 
+    def trainable(self, family: Family) -> tuple[str, ...]:
+        """What healing trains, as glob patterns of parameter names: all that was replaced."""
+        return tuple(f"{c.site}.*" for c in self.claims(family) if c.how == "replaces")
+
     def healing(self) -> Any:
         """How the paper trains the changed model: an objective that still needs its teacher."""
         raise InputError(f"{self.info.slug} changes no outputs and needs no healing.")
