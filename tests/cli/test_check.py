@@ -73,8 +73,8 @@ def test_failures(run, monkeypatch):
 
 
 def test_refusals(refused):
-    assert "did you mean edit?" in refused("check", "edti")
-    assert "did you mean edit?" in refused("check", "edit", "edti")
+    assert "did you mean edit" in refused("check", "edti")
+    assert "did you mean edit" in refused("check", "edit", "edti")
 
 
 def test_every_own_check_says_what_it_shows():

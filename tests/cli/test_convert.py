@@ -48,7 +48,7 @@ def test_a_pipeline_stays_a_pipeline(run, tmp_path, pipeline):
     [
         (["toy:dit", "-o", "x"], "missing option '--with' (see `pared convert --help`)."),
         (["toy:dit", "--with", "edit"], "missing option '-o' / '--output'"),
-        (["toy:dit", "--with", "edti", "-o", "x"], "did you mean edit?"),
+        (["toy:dit", "--with", "edti", "-o", "x"], "did you mean edit"),
         (
             ["toy:dit", "--with", "edit:rr=2", "-o", "x"],
             "edit has no setting 'rr'; did you mean r?",

@@ -112,7 +112,7 @@ def test_a_foreign_file_of_that_name_is_left_aside(run, tmp_path, monkeypatch, t
 @pytest.mark.parametrize(
     "words, part",
     [
-        (["edti"], "there is no method 'edti'; did you mean edit?"),
+        (["edti"], "there is no method 'edti'; did you mean edit"),
         (["zzz"], "there is no method 'zzz'; known are "),
         (["--family", "flx"], "no method serves a family 'flx'; the families are "),
         (["--kind", "caching"], "'caching' is not one of 'conversion', 'runtime', 'objective'"),

@@ -79,7 +79,7 @@ def class_pipeline(tmp_path):
             ["PIPE", "cat", "-o", "x", "--with", "edit"],
             "edit rebuilds a model; use `pared convert`",
         ),
-        (["PIPE", "cat", "-o", "x", "--with", "edti"], "did you mean edit?"),
+        (["PIPE", "cat", "-o", "x", "--with", "edti"], "did you mean edit"),
     ],
 )
 def test_refusals(refused, tmp_path, pipeline, class_pipeline, words, part):

@@ -260,7 +260,7 @@ def test_train_a_recipe_that_heals(run, tmp_path, pipeline):
         ("PIPE", "nowhere", "there is no pipeline 'nowhere'; give house:NAME or a folder."),
         ("PIPE", "house:unicorn", "there is no house model 'house:unicorn'"),
         ('"edit"', '"edit:r=0"', "edit: r=0 doesn't work"),
-        ('"edit"', '"edti"', "did you mean edit?"),
+        ('"edit"', '"edti"', "did you mean edit"),
         ('methods = ["edit"]', "", "methods are healed by the objective 'distillation'"),
     ],
 )

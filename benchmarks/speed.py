@@ -1,0 +1,129 @@
+"""What the speed scripts share: one block against tokens, and one call of a whole preset."""
+
+from collections.abc import Sequence
+
+import record
+import torch
+
+import pared
+from pared import anatomy
+from pared.anatomy import presets
+from pared.bench import scaling
+from pared.bench.floor import floor
+from pared.bench.timing import interleave
+
+# From this size on a call of softmax attention takes minutes, and is timed once.
+LONG = 4096
+
+
+def blocks(
+    slug: str,
+    preset: str,
+    arms: dict[str, list],
+    sizes: Sequence[int],
+    rounds: int,
+    claim: str | None = None,
+) -> None:
+    """Time one block for every arm and size; write table, exponents, curves and one claim.
+
+    Args:
+        slug: of the method whose results these are; an arm of that name must be there.
+        preset: e.g. "pixart-sigma".
+        arms: conversions by name, the stock model first.
+        sizes: sides of square pictures, in pixels.
+        rounds: at sizes below LONG.
+        claim: key of the claim that the largest size decides.
+    """
+    points = []
+    for pixels in sizes:
+        long = pixels >= LONG
+        points += scaling.measure(
+            preset, arms, [pixels], 1 if long else rounds, warmup=0 if long else 1
+        )
+        print(_row(points[-1]), points[-1].timings.verdict.notes, flush=True)
+    tokens = [point.tokens for point in points]
+    exponents = {
+        arm: round(scaling.exponent(tokens, [p.timings[arm].median for p in points]), 3)
+        for arm in arms
+    }
+    print("exponents", exponents, flush=True)
+    series = {
+        f"{arm} (tokens^{exponents[arm]:.2f})": [
+            (point.tokens, round(point.timings[arm].median, 4)) for point in points
+        ]
+        for arm in arms
+    }
+    claims = []
+    if claim is not None:
+        note = f"one block of {preset}, random weights, bfloat16; one round (smaller: {rounds})"
+        ratio = points[-1].timings[slug].ratio
+        claims.append(record.claim(slug, claim, ratio, None, (0,), note))
+    tables = {
+        f"one block of {preset}": [_row(point) for point in points],
+        "fitted exponents of time in tokens": [exponents],
+    }
+    curves = record.curves("image tokens", "seconds", series)
+    record.write(slug, claims, tables, {f"time of one block of {preset}": curves})
+
+
+def _row(point: scaling.Point) -> dict[str, float]:
+    row = {"pixels": point.pixels, "tokens": point.tokens}
+    row |= {f"{arm} (s)": round(timing.median, 4) for arm, timing in point.timings.items()}
+    for arm, timing in list(point.timings.items())[1:]:
+        row[f"{arm} speed-up"] = round(timing.ratio, 2)
+    row["drift of softmax"] = round(point.timings.verdict.drift, 3)
+    return row
+
+
+def whole_model(
+    slug: str, preset: str, method: list, pixels: int, rounds: int, claim: str | None = None
+) -> None:
+    """One denoiser call of a full preset, converted against stock: claim and table row.
+
+    Args:
+        slug: of the method.
+        preset: its full configuration gets random weights.
+        method: the conversions.
+        pixels: side of the square picture.
+        rounds: how often each is timed.
+        claim: key of the claim that this decides.
+    """
+    calls, macs = {}, {}
+    for arm, methods in (("softmax", []), (slug, method)):
+        model = presets.build(preset, device="cpu", dtype=torch.bfloat16)
+        pared.convert(model, *methods)
+        family = anatomy.of(model)
+        with torch.no_grad():
+            family.denoise(model, *family.example(height=32, width=32))  # warm-up
+        example = family.example(height=pixels // 8, width=pixels // 8)
+        calls[arm] = torch.no_grad()(lambda f=family, m=model, e=example: f.denoise(m, *e))
+        macs[arm] = _macs(preset, methods, pixels)
+    timings = interleave(calls, rounds=rounds, warmup=0, base="softmax")
+    rate = floor()
+    row = {"pixels": pixels}
+    for arm, timing in timings.items():
+        row[f"{arm} (s)"] = round(timing.median, 2)
+        row[f"{arm} over GEMM floor"] = round(
+            timing.median / rate.seconds(2 * macs[arm], 0, torch.bfloat16), 2
+        )
+    ours = timings[slug]
+    row["speed-up"] = round(ours.ratio, 2)
+    row["drift of softmax"] = round(timings.verdict.drift, 3)
+    print(row, timings.verdict.notes, flush=True)
+    claims = []
+    if claim is not None:
+        spread = (ours.ratio_high - ours.ratio_low) / 2 if rounds > 1 else None
+        note = f"one call of {preset}, random weights, bfloat16; {rounds} interleaved rounds"
+        claims.append(record.claim(slug, claim, ours.ratio, spread, (0,), note))
+    record.write(slug, claims, {f"{preset} at {pixels} pixels": [row]})
+
+
+def _macs(preset: str, methods: list, pixels: int) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = presets.build(preset, device="meta")
+    pared.convert(model, *methods)
+    family = anatomy.of(model)
+    with FlopCounterMode(display=False) as counter:
+        family.denoise(model, *family.example(height=pixels // 8, width=pixels // 8))
+    return counter.get_total_flops() // 2
