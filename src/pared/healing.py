@@ -65,13 +65,18 @@ def heal(
     return train(student, objective, data, settings, folder, on_step)
 
 
-def task_of(pipeline: Any) -> Denoising:
-    """The prediction that a pipeline's scheduler expects of its denoiser."""
+def task_of(pipeline: Any, **settings: Any) -> Denoising:
+    """The prediction that a pipeline's scheduler expects of its denoiser.
+
+    Args:
+        pipeline: its scheduler's configuration decides; schedulers of flows have no entry for it.
+        settings: further ones of `Denoising`, e.g. `time_sampling="logit_normal"`.
+    """
     kind = getattr(pipeline.scheduler.config, "prediction_type", "flow_prediction")
     known = {"epsilon": "noise", "v_prediction": "v", "flow_prediction": "flow"}
     if kind not in known:
         raise InputError(f"the scheduler predicts {kind!r}; pared heals {', '.join(known)}.")
-    return Denoising(known[kind])
+    return Denoising(known[kind], **settings)
 
 
 def student_of(teacher: nn.Module) -> nn.Module:

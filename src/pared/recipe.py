@@ -16,8 +16,11 @@ training = { steps = 2000, batch_size = 64, learning_rate = 1e-3, ema = 0.999 }
 import difflib
 import importlib
 import inspect
+import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -32,7 +35,10 @@ from pared.training import TrainingSettings, train
 from pared.worlds import emoji
 from pared.worlds.emoji.world import STORED_SIZE
 from pared.worlds.house import folder_of
+from pared.worlds.readers import read as read_images
 
+EMOJI = "emoji"
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # What a recipe's model may be of.
 LIBRARIES = ("diffusers", "transformers")
 
@@ -77,7 +83,17 @@ class PipelineTable(_Table):
 class DataTable(_Table):
     """What it is trained on."""
 
-    source: Literal["emoji"] = "emoji"
+    source: str = Field(
+        default=EMOJI,
+        description="emoji, or captioned images: a folder, .tar shards, parquet or a dataset",
+    )
+    on_bad: Literal["refuse", "skip"] = Field(
+        default="refuse", description="what to do with images that can't be used"
+    )
+    held: bool = Field(
+        default=True,
+        description="encode everything once and hold it; false encodes what is drawn, every time",
+    )
     kind: Literal["image-text", "images", "latents"]
     split: str | None = "train"
     vae: str | None = None
@@ -98,6 +114,9 @@ class ObjectiveTable(_Table):
 
     name: Literal["contrastive", "autoencoding", "denoising", "distillation"]
     settings: dict[str, Any] = {}
+    task: dict[str, Any] = Field(
+        default={}, description="of the denoising that a distillation goes with, e.g. time_sampling"
+    )
 
 
 class Stage(_Table):
@@ -134,14 +153,29 @@ class Recipe(_Table):
         return self
 
     @model_validator(mode="after")
-    def _sizes(self) -> "Recipe":
+    def _of_emoji_alone(self) -> "Recipe":
+        if self.data.source != EMOJI:
+            if self.data.balance:
+                raise ValueError(
+                    "only the emoji world knows concepts to balance; leave balance out"
+                )
+            if self.data.held is False and self.data.kind != "latents":
+                raise ValueError("only latents are encoded as they are drawn; leave held out")
+            return self
+        if not self.data.held:
+            raise ValueError("the emoji world is small enough to be held; leave held out")
         if (largest := max(stage.size for stage in self.stages)) > STORED_SIZE:
             raise ValueError(f"size {largest} is beyond the emoji world's {STORED_SIZE} pixels")
         return self
 
 
-def read(path: str | Path) -> Recipe:
+def read(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe file.
+
+    Args:
+        path: of the file.
+        changes: entries to change, each as `stages.0.training.steps=10`: a dotted path, lists by
+            number from 0, and a TOML value (text may go without quotes).
 
     Raises:
         InputError: no such file, not TOML, or a bad or unknown field; the message names it.
@@ -155,6 +189,8 @@ def read(path: str | Path) -> Recipe:
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not a TOML file: {error}.") from None
+    for change in changes:
+        _set(table, change)
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
@@ -162,6 +198,28 @@ def read(path: str | Path) -> Recipe:
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ").rstrip(".")
         raise InputError(f"{path}: {where or 'recipe'}: {message}.") from None
+
+
+def _set(table: dict[str, Any], change: str) -> None:
+    """Carry out one change, e.g. `data.drop=0.2`, in place."""
+    path, equals, text = change.partition("=")
+    if not equals:
+        raise InputError(f"{change!r} changes nothing; write PATH=VALUE, e.g. data.drop=0.2.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = path.strip().split(".")
+    place: Any = table
+    try:
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    except (IndexError, ValueError, TypeError, AttributeError):
+        raise InputError(
+            f"{change!r} changes nothing: the recipe has no such place; write the path as in the "
+            "file, e.g. stages.0.training.steps=10."
+        ) from None
 
 
 def check(recipe: Recipe) -> None:
@@ -172,9 +230,19 @@ def check(recipe: Recipe) -> None:
     """
     if recipe.model.class_:
         _model_class(recipe.model)
-    elif not Path(folder_of(str(recipe.model.from_)), "model_index.json").exists():
+    else:
+        place = folder_of(str(recipe.model.from_))
+        if not (Path(place, "model_index.json").exists() or HUB_NAME.fullmatch(place)):
+            raise InputError(
+                f"there is no pipeline {recipe.model.from_!r}; give house:NAME, a folder, or "
+                "OWNER/NAME on the hub."
+            )
+    source = recipe.data.source
+    found = "{" in source or HUB_NAME.fullmatch(source) or Path(source).expanduser().exists()
+    if source != EMOJI and not found:
         raise InputError(
-            f"there is no pipeline {recipe.model.from_!r}; give house:NAME or a folder."
+            f"there are no images at {source!r}; give emoji, a folder, .tar shards, a parquet file "
+            "or a dataset's name."
         )
     for spec in recipe.model.methods:
         parse(spec)
@@ -245,7 +313,11 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
     """The case of a given pipeline: its denoiser is converted and healed, or trained on."""
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(folder_of(str(recipe.model.from_)))
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder_of(str(recipe.model.from_)))
+    except OSError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(f"the pipeline {recipe.model.from_} can't be had: {reason}.") from None
     teacher = denoiser(pipeline)
     student = student_of(teacher)
     torch.manual_seed(recipe.model.seed)
@@ -255,7 +327,7 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
         data, _ = _data(recipe.data, stage.size, pipeline)
         objective = _objective(recipe.objective, stage.objective)
         if recipe.objective.name == "distillation":
-            objective.task = task_of(pipeline)
+            objective.task = task_of(pipeline, **recipe.objective.task)
             objective.bind(student, teacher)
         if not train(student, objective, data, stage.training, folder / f"stage-{number}").finished:
             return None
@@ -333,13 +405,23 @@ def _objective(table: ObjectiveTable, changes: dict[str, Any]) -> Any:
 
 
 def _world(table: DataTable, size: int) -> Any:
-    return emoji.load(split=None if table.split == "all" else table.split, size=size)
+    """Something with `images` and `captions`: of the emoji world, or of the user's own."""
+    if table.source == EMOJI:
+        return emoji.load(split=None if table.split == "all" else table.split, size=size)
+    from pared.worlds import datasets
+
+    items = read_images(table.source, table.on_bad)
+    captions = [item.caption for item in items]
+    return SimpleNamespace(images=datasets.fitted(items, size), captions=captions)
 
 
 def _data(table: DataTable, size: int, pipeline: Any) -> tuple[Any, Any]:
     """The data at one image size, and the tokenizer to save beside the model, if there is one."""
     from pared.worlds import datasets
 
+    if not table.held:
+        items = read_images(table.source, table.on_bad)
+        return datasets.PipelineData(pipeline, items, size, table.drop), None
     world, tokenizer = _world(table, size), None
     data: Any
     if table.kind == "images":
@@ -349,7 +431,8 @@ def _data(table: DataTable, size: int, pipeline: Any) -> tuple[Any, Any]:
     else:
         from pared.worlds.house.tokenizer import train_tokenizer
 
-        tokenizer = train_tokenizer(emoji.load(size=None).captions)
+        known = emoji.load(size=None) if table.source == EMOJI else world
+        tokenizer = train_tokenizer(known.captions)
         data = datasets.ImageTextData(world.images, *datasets.tokenize(tokenizer, world.captions))
     if table.balance:
         data = datasets.Balanced(data, datasets.balanced_weights(world.bases, table.balance))

@@ -5,12 +5,14 @@ import os
 import signal
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 import pared
+from pared import recipe as recipes
 from pared.training import loop
 from pared.worlds import emoji
 
@@ -99,8 +101,17 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(run, tmp_path, reci
         ("[model]", "[model", "is not a TOML file"),
         ("steps = 2, batch", "stesp = 2, batch", "stages.0.training.steps"),
         ('kind = "images"', 'kind = "image"', "data.kind: Input should be 'image-text'"),
-        ('kind = "images"', 'kind = "latents"', "kind 'latents' needs a vae, a text_encoder and a pipeline"),
-        ('kind = "images"', 'kind = "images"\nsource = "photos"', "data.source: Input should be"),
+        (
+            'kind = "images"',
+            'kind = "latents"',
+            "kind 'latents' needs a vae, a text_encoder and a pipeline",
+        ),
+        (
+            'kind = "images"',
+            'kind = "images"\nsource = "nope.x"',
+            "there are no images at 'nope.x'",
+        ),
+        ('kind = "images"', 'kind = "images"\nheld = false', "small enough to be held"),
         ("size = 16", "size = 256", "size 256 is beyond the emoji world's 128 pixels"),
         (
             'class = "diffusers.AutoencoderKL"',
@@ -254,10 +265,49 @@ def test_train_a_recipe_that_heals(run, tmp_path, pipeline):
     assert (tmp_path / "out" / "model" / "pared.json").exists()
 
 
+def test_a_recipe_on_pictures_of_ones_own(run, tmp_path, pipeline, photos):
+    (tmp_path / "heal.toml").write_text(HEAL.format(pipeline=pipeline))
+    changes = ("data.source=photos", "data.held=false", "stages.0.training.steps=2")
+    words = [word for change in changes for word in ("--set", change)]
+    with interruption():
+        result = run("train", "heal.toml", "-o", "out", *words)
+    assert result.exit_code == 130
+    again = " ".join(f"--set {change}" for change in changes)
+    assert f"go on with: pared train heal.toml {again} -o out\n" in result.stderr
+    result = run("train", "heal.toml", "-o", "out", *words)
+    assert result.exit_code == 0, result.output
+    log = (tmp_path / "out" / "stage-1" / "log.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ("data.drop", "write PATH=VALUE"),
+        ("stages.7.size=8", "no such place"),
+        ("name.x=1", "no such place"),
+        ("data.drop=2", "data.drop: Input should be less than or equal to 1"),
+        ("data.balance=0.5", "only the emoji world knows concepts"),
+    ],
+)
+def test_changes_that_are_refused(refused, tmp_path, pipeline, photos, change, part):
+    text = HEAL.format(pipeline=pipeline).replace("[data]", '[data]\nsource = "photos"')
+    (tmp_path / "heal.toml").write_text(text)
+    assert part in refused("train", "heal.toml", "--set", change)
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_sound(path):
+    recipes.check(recipes.read(path))
+
+
 @pytest.mark.parametrize(
     "old, new, part",
     [
-        ("PIPE", "nowhere", "there is no pipeline 'nowhere'; give house:NAME or a folder."),
+        ("PIPE", "nowhere", "there is no pipeline 'nowhere'; give house:NAME, a folder, or"),
         ("PIPE", "house:unicorn", "there is no house model 'house:unicorn'"),
         ('"edit"', '"edit:r=0"', "edit: r=0 doesn't work"),
         ('"edit"', '"edti"', "did you mean edit"),

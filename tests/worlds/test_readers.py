@@ -147,6 +147,21 @@ def test_photos_stand_upright(tmp_path):
     assert next(iter(read(tmp_path))).image.size == (8, 16)
 
 
+def test_items_can_be_drawn_at_random(tmp_path, own_cache):
+    folder = fill(
+        tmp_path / "photos",
+        {
+            "a.png": encoded(RED), "a.txt": "red",
+            "b.png": b"broken", "b.txt": "nothing",
+            "c.png": encoded(BLUE), "c.txt": "blue",
+        },
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="b.png"):
+        items = read(folder, on_bad="skip")
+    assert [items[index].caption for index in (1, 0)] == ["blue", "red"]
+    assert [items[n].caption for n in range(len(items))] == [item.caption for item in items]
+
+
 @pytest.mark.parametrize("files", [{}, {"notes.txt": "text"}, {".hidden.png": encoded()}])
 def test_folder_without_images(tmp_path, files):
     with pytest.raises(InputError, match=r"holds no images; expected files like \.jpg"):

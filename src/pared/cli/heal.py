@@ -124,15 +124,9 @@ def latents_for(pipeline: Any, items: Any, split: str = "train") -> Dataset:
 
 def _pictures(items: Any, size: int, split: str) -> tuple[Tensor, list[str]]:
     """Pictures, uint8 (count, 3, size, size), cropped to the middle square, and their captions."""
-    import numpy as np
-    import torch
-    from PIL import ImageOps
-
-    from pared.worlds import emoji
+    from pared.worlds import datasets, emoji
 
     if items is None:
         world = emoji.load(split=split, size=size)
         return cast("Tensor", world.images), world.captions
-    fitted = [(ImageOps.fit(item.image, (size, size)), item.caption) for item in items]
-    pixels = np.stack([np.asarray(image) for image, _ in fitted])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2), [caption for _, caption in fitted]
+    return datasets.fitted(items, size), [item.caption for item in items]

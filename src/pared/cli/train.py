@@ -13,8 +13,17 @@ from pared.errors import InputError
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder to write; by default runs/NAME."
 )
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Change an entry of the recipe, e.g. stages.0.training.steps=10; repeat for several.",
+)
 @click.pass_context
-def command(ctx: click.Context, recipe: Path, output: Path | None) -> None:
+def command(
+    ctx: click.Context, recipe: Path, output: Path | None, changes: tuple[str, ...]
+) -> None:
     """Train what a recipe describes.
 
     A recipe is a TOML file: the model and its configuration, the data, the objective and one or
@@ -25,11 +34,12 @@ def command(ctx: click.Context, recipe: Path, output: Path | None) -> None:
     \b
     Examples:
       pared train recipes/house/pixart.toml
+      pared train recipes/edit/paper.toml --set data.source=photos/ --set stages.0.training.steps=10
       accelerate launch -m pared train recipes/house/pixart.toml -o runs/pixart
     """
     from pared import recipe as recipes
 
-    plan = recipes.read(recipe)
+    plan = recipes.read(recipe, changes)
     folder = output or Path("runs") / plan.name
     common.check_writable(folder)
     if folder.is_file():
@@ -40,7 +50,8 @@ def command(ctx: click.Context, recipe: Path, output: Path | None) -> None:
     size = f"{_number(steps, 'step')} in {_number(len(plan.stages), 'stage')}"
     click.echo(f"{plan.name}: {what}, {size}, to {folder}")
     if recipes.run(plan, folder) is None:
-        common.stopped(ctx, "train", [str(recipe)], {"-o": folder})
+        words = [word for change in changes for word in ("--set", change)]
+        common.stopped(ctx, "train", [str(recipe), *words], {"-o": folder})
     click.echo(f"trained: {folder / 'model'}")
 
 

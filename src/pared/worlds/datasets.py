@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from pared import anatomy
 from pared.errors import InputError
 from pared.method import denoiser
 from pared.training.data import Dataset
+from pared.worlds.readers import Item, Items
 
 
 def tokenize(tokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -214,3 +216,45 @@ def latents_of(pipeline: Any, images: Tensor, captions: list[str], drop: float =
         {name: entry[0] for name, entry in condition.items()},
         drop,
     )
+
+
+@dataclass
+class PipelineData:
+    """Captioned images that a pipeline encodes as they are drawn, for sets too large to be held.
+
+    Attributes:
+        pipeline: a stock pipeline with autoencoder, text encoders and denoiser.
+        items: see `pared.worlds.readers.read`.
+        size: side in pixels of the middle square that is taken from each image.
+        drop: chance that a sample is trained without its prompt.
+    """
+
+    pipeline: Any
+    items: Items
+    size: int
+    drop: float = 0.1
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = [self.items[int(index)] for index in indices]
+        dropped = torch.rand(len(drawn), generator=generator) < self.drop
+        prompts = [
+            "" if without else item.caption for item, without in zip(drawn, dropped, strict=True)
+        ]
+        mean, std = encode_latents(self.pipeline.vae, fitted(drawn, self.size))
+        condition = anatomy.of(denoiser(self.pipeline)).encode(self.pipeline, prompts)
+        return {"latents": mean, "latent_std": std} | condition
+
+    def identity(self) -> str:
+        return f"{self.items.source}-{len(self.items)}-{self.size}"
+
+
+def fitted(items: Iterable[Item], size: int) -> Tensor:
+    """The middle squares of images, uint8 (count, 3, size, size)."""
+    import numpy as np
+    from PIL import ImageOps
+
+    pixels = np.stack([np.asarray(ImageOps.fit(item.image, (size, size))) for item in items])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)

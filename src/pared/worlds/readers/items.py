@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from pared.errors import InputError
 
@@ -101,7 +101,9 @@ class Items:
     """
 
     def __init__(self, source: str, raws: Iterable[Raw], on_bad: str):
+        self.source = source
         self._raws = raws
+        self._usable: list[int] | None = None
         self._faults: dict[int, str] = {}
         count = 0
         for position, raw in enumerate(raws):
@@ -110,7 +112,7 @@ class Items:
                 raw.item()
             except Unusable as fault:
                 self._faults[position] = f"{raw.key} ({fault})"
-        self._length = count - len(self._faults)
+        self._count, self._length = count, count - len(self._faults)
         if count == 0:
             raise InputError(f"{source!r} holds no images; give a source of captioned images.")
         if self._faults:
@@ -123,6 +125,18 @@ class Items:
         for position, raw in enumerate(self._raws):
             if position not in self._faults:
                 yield raw.item()
+
+    def __getitem__(self, index: int) -> Item:
+        """The item at a place, for drawing at random.
+
+        Shards can only be read in order: at the first such call their items are taken into memory,
+        as they are stored.
+        """
+        if self._usable is None:
+            self._usable = [n for n in range(self._count) if n not in self._faults]
+            if not hasattr(self._raws, "__getitem__"):
+                self._raws = list(self._raws)
+        return cast(Any, self._raws)[self._usable[index]].item()
 
     def _report(self, source: str, count: int, on_bad: str) -> None:
         names = list(self._faults.values())

@@ -45,11 +45,17 @@ class Table:
 
     def __iter__(self) -> Iterator[Raw]:
         for number, row in enumerate(self.dataset):
-            stored = row[self.image_column] or {}
-            path = stored.get("path")
-            image = stored.get("bytes") or (Path(path) if path else None)
-            name = f"row {number}" + (f" {Path(path).name}" if path else "")
-            yield Raw(name, image, row[self.caption_column])
+            yield self._raw(number, row)
+
+    def __getitem__(self, number: int) -> Raw:
+        return self._raw(number, self.dataset[number])
+
+    def _raw(self, number: int, row: dict) -> Raw:
+        stored = row[self.image_column] or {}
+        path = stored.get("path")
+        image = stored.get("bytes") or (Path(path) if path else None)
+        name = f"row {number}" + (f" {Path(path).name}" if path else "")
+        return Raw(name, image, row[self.caption_column])
 
 
 def _load(source: str):
