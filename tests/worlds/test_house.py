@@ -2,15 +2,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from pared import checkpoint
+from pared import anatomy, checkpoint, recipe
 from pared.errors import InputError
 from pared.method import denoiser, stack_of
 from pared.worlds import emoji, house
 from pared.worlds.datasets import tokenize
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "house"
 
 PLAIN = """
 import sys, torch
@@ -74,3 +77,16 @@ def test_student_computes_what_it_computed_when_it_was_saved():
 def test_unknown_house_model():
     with pytest.raises(InputError, match="shipped are"):
         house.folder_of("house:mansion")
+
+
+@pytest.mark.parametrize("name", ["unet", "sd3"])
+def test_recipes_of_teachers_pack_pipelines_that_paint(name):
+    plan = recipe.read(RECIPES / f"{name}.toml")
+    model = recipe.build(plan.model)
+    pipeline = recipe.pack(plan.pipeline, plan.data, model)
+    pipeline.set_progress_bar_config(disable=True)
+    condition = anatomy.of(model).encode(pipeline, ["", "red heart"])
+    assert {len(entry) for entry in condition.values()} == {2}
+    assert not torch.equal(condition["text"][0], condition["text"][1])
+    image = pipeline("red heart", num_inference_steps=1, height=64, width=64).images[0]
+    assert image.size == (64, 64)
