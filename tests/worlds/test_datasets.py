@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tests.recipes.pipelines import pipeline
 
 from pared import anatomy
 from pared.anatomy import presets
 from pared.errors import InputError
 from pared.training.data import generator_for
 from pared.worlds.datasets import Balanced, LatentData, balanced_weights, latents_of
-from pared.worlds.house import folder_of
 
 
 class Numbers:
@@ -49,66 +49,21 @@ def test_balanced_draws_by_the_generator_alone_and_shows_in_the_identity():
 # Data from pipelines -----------------------------------------------------------------------------
 
 
-def clip(projected: bool):
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=2222, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=300, projection_dim=16,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
-
-
-def toy_pipeline(kind):
-    """A stock pipeline of a family around toy parts, as a recipe packs it."""
-    from diffusers import (
-        AutoencoderKL,
-        DPMSolverMultistepScheduler,
-        FlowMatchEulerDiscreteScheduler,
-        PixArtSigmaPipeline,
-        StableDiffusion3Pipeline,
-        StableDiffusionPipeline,
-    )
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(folder_of("house:clip"), model_max_length=12)
-    vae = AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4,
-                        down_block_types=("DownEncoderBlock2D",) * 4,
-                        up_block_types=("UpDecoderBlock2D",) * 4)  # fmt: skip
-    if kind == "pixart":
-        model = presets.build("toy:pixart", device="cpu")
-        return PixArtSigmaPipeline(
-            tokenizer, clip(False), vae, model, DPMSolverMultistepScheduler()
-        )
-    if kind == "unet":
-        model = presets.build("toy:unet", device="cpu")
-        return StableDiffusionPipeline(
-            vae, clip(False), tokenizer, model, DPMSolverMultistepScheduler(), None, None,
-            requires_safety_checker=False,
-        )  # fmt: skip
-    model = presets.build("toy:sd3", device="cpu")
-    encoders = clip(True), tokenizer, clip(True), tokenizer
-    return StableDiffusion3Pipeline(
-        model, FlowMatchEulerDiscreteScheduler(), vae, *encoders, None, None
-    )
-
-
 @pytest.mark.parametrize(
     ("kind", "entries"),
     [
-        ("pixart", {"text": 16, "mask": None}),
-        ("unet", {"text": 16}),
-        ("sd3", {"text": 64, "pooled": 32}),
+        ("pixart", {"text": 64, "mask": None}),
+        ("unet", {"text": 32}),
+        ("sd3", {"text": 64, "pooled": 64}),
+        ("flux", {"text": 64, "pooled": 32}),
     ],
 )
 def test_the_pipeline_of_a_family_encodes_its_own_data(kind, entries):
-    pipeline = toy_pipeline(kind)
+    toy = pipeline(kind)
     images = torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8)
-    data = latents_of(pipeline, images, ["red heart", "cat face", "rocket"], drop=0.5)
+    data = latents_of(toy, images, ["red heart", "cat face", "rocket"], drop=0.5)
     batch = data.batch(torch.arange(3), generator_for(0))
-    assert batch["latents"].shape == (3, 4, 8, 8)
+    assert batch["latents"].shape[0::2] == (3, 8)
     assert {n for n in batch if not n.startswith("latent")} == set(entries)
     for name, width in entries.items():
         assert len(batch[name]) == 3
