@@ -1,4 +1,4 @@
-"""The papers' recipes start and train, two processes under accelerate, on real classes at toy size."""
+"""The recipes of papers start and train, in two processes, on real classes at toy size."""
 
 import json
 import subprocess
