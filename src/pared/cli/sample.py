@@ -34,6 +34,20 @@ USUAL_STAGES = (1, 1, 1, 1)
 @click.option("--height", type=click.IntRange(8), help="In pixels; by default the model's own.")
 @click.option("--width", type=click.IntRange(8), help="In pixels; by default the model's own.")
 @click.option(
+    "--scale",
+    "scales",
+    type=click.FloatRange(1, min_open=True),
+    multiple=True,
+    help="Then refine at so many times the size; repeat, ascending, for several stages.",
+)
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.7,
+    show_default=True,
+    help="How much noise refining begins with.",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -46,6 +60,8 @@ def command(
     model: str,
     prompts: tuple[str, ...],
     specs: tuple[str, ...],
+    scales: tuple[float, ...],
+    strength: float,
     output: Path,
     device: str | None,
     dtype: str | None,
@@ -61,6 +77,7 @@ def command(
     Examples:
       pared sample house:pixart "red apple" -o apple.png
       pared sample house:pixart "red apple" "woman firefighter" --steps 20 --seed 3 -o pictures
+      pared sample students/sdxl-linfusion "a fox" --scale 2 --scale 4 -o fox.png
     """
     common.records_of(specs, "runtime")
     source = locate(model)
@@ -76,13 +93,18 @@ def command(
 
     from pared.cli import pictures
     from pared.method import apply
+    from pared.upscaling import coarse_to_fine
 
     images = []
     # Without methods any pipeline will do, also one that pared can't read.
     with apply(pipeline, *methods) if methods else nullcontext():
         for prompt in prompts:
             noise = torch.Generator().manual_seed(seed)
-            images += pipeline(prompt=prompt, generator=noise, **arguments).images
+            call = {"prompt": prompt, "generator": noise, **arguments}
+            if scales:
+                images += coarse_to_fine(pipeline, scales=scales, strength=strength, **call)
+            else:
+                images += pipeline(**call).images
     if output.suffix == ".png":
         click.echo(pictures.save(images[0], output))
         return
