@@ -59,7 +59,7 @@ def test_little_noise_keeps_the_picture():
         ({"scales": (0.5,)}, "don't ascend"),
         ({"strength": 0}, "strength 0 can't be"),
         ({"strength": 1.5}, "strength 1.5 can't be"),
-        ({"num_inference_steps": 1}, "1 steps at strength 0.7 leave none for refining"),
+        ({"num_inference_steps": 1}, "1 steps at strength 0.7 leave none to refine"),
     ],
 )
 def test_refusals(given, part):

@@ -45,7 +45,7 @@ def coarse_to_fine(
         raise InputError(f"strength {strength:g} can't be; give more than 0 and at most 1.")
     if int(call.get("num_inference_steps", 1 / strength) * strength) < 1:
         raise InputError(
-            f"{call['num_inference_steps']} steps at strength {strength:g} leave none for refining; "
+            f"{call['num_inference_steps']} steps at strength {strength:g} leave none to refine; "
             f"give at least {math.ceil(1 / strength)}."
         )
     refine = image_to_image(pipeline)
