@@ -51,7 +51,7 @@ class Examiner:
             "cosine to the real picture": round(float((features * real).sum(-1).mean()), 4),
         }
         if len(pictures) > self.judge.dimensions:
-            row["Frechet distance to real"] = round(frechet(features, real), 4)
+            row["Frechet to real"] = round(frechet(features, real), 4)
         print(row, flush=True)
         return row
 
@@ -77,6 +77,7 @@ def painted(pipeline, captions: list[str], steps: int, guidance: float) -> torch
                 guidance_scale=guidance,
                 generator=generators,
                 use_resolution_binning=False,
+                clean_caption=False,
                 max_sequence_length=32,
                 output_type="pt",
             ).images
@@ -93,7 +94,7 @@ def psnr(pictures: torch.Tensor, world: Emoji) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=384, help="training prompts to paint")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance", type=float, default=4.5)
     options = parser.parse_args()
     examiner = Examiner()
@@ -115,7 +116,7 @@ def main() -> None:
             pictures = painted(pipeline, world.captions, options.steps, options.guidance)
             rows.append(examiner.row(f"painted by house:{name}", split, world, pictures))
     conditions = {
-        "command": "python benchmarks/house_quality.py",
+        "command": record.command(),
         "machine": record.describe_machine(),
         "commit": record.commit(),
         "date": datetime.date.today().isoformat(),

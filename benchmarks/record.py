@@ -31,7 +31,7 @@ def claim(
         direction=headline.direction,
         bound=headline.bound,
         holds=holds,
-        command=" ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        command=command(),
         machine=describe_machine(),
         seeds=tuple(seeds),
         commit=commit(),
@@ -85,6 +85,11 @@ def curves(
         log: whether both axes are logarithmic.
     """
     return {"x": x, "y": y, "log": log, "series": {n: list(p) for n, p in series.items()}}
+
+
+def command() -> str:
+    """The command that runs, from the root of the checkout."""
+    return " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
 
 
 def describe_machine() -> str:

@@ -1,0 +1,172 @@
+"""What the quality scripts share: students healed alike from one teacher, and how far they end."""
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+import pared
+from pared.bench.alignment import retrieval
+from pared.bench.distances import frechet, median_bandwidth, mmd
+from pared.bench.judge import judge_of
+from pared.checkpoint import load
+from pared.healing import heal, student_of, task_of
+from pared.layerwise import output_error
+from pared.method import denoiser, replace_denoiser
+from pared.worlds import emoji
+from pared.worlds.datasets import latents_of
+from pared.worlds.house import folder_of
+
+Figures = dict[str, float]
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """The options of a quality script."""
+    made = argparse.ArgumentParser(description=doc.splitlines()[0])
+    made.add_argument("--steps", type=int, default=150, help="of healing")
+    made.add_argument("--batch-size", type=int, default=8)
+    made.add_argument("--learning-rate", type=float, default=5e-4)
+    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--pictures", type=int, default=200, help="painted for the distances")
+    made.add_argument("--sampling-steps", type=int, default=8)
+    return made
+
+
+class Bench:
+    """A teacher, its data, and the fixed noise on which everything is measured.
+
+    Args:
+        teacher: name of the house pipeline.
+        options: of `parser`.
+        folder: takes the trainings; every (method, seed) that is done leaves a file there, so a
+            script may be stopped and started at will.
+    """
+
+    def __init__(self, teacher: str, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.pipeline = load(folder_of(teacher))
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.teacher, self.task = denoiser(self.pipeline), task_of(self.pipeline)
+        self.judge = judge_of("house:judge")
+        self.data, self.held_out = self._data("train"), self._data("heldout")
+        self.captions = emoji.load(size=None).captions
+        train = emoji.load(split="train", size=None).captions
+        self.prompts = train[:: max(1, len(train) // options.pictures)][: options.pictures]
+        self.teacher_features = self.features(self.teacher)
+
+    def _data(self, split: str):
+        world = emoji.load(split=split, size=64)
+        return latents_of(self.pipeline, world.images, world.captions)
+
+    def features(self, model: torch.nn.Module) -> torch.Tensor:
+        """The judge's view of one picture per prompt, on noise that is the same for every model."""
+        replace_denoiser(self.pipeline, model.eval())
+        extra = {}
+        if "PixArt" in type(self.pipeline).__name__:
+            extra = {
+                "use_resolution_binning": False,
+                "clean_caption": False,
+                "max_sequence_length": 32,
+            }
+        found = []
+        for start in range(0, len(self.prompts), 32):
+            prompts = self.prompts[start : start + 32]
+            with torch.autocast("cpu", torch.bfloat16):
+                images = self.pipeline(
+                    prompts,
+                    num_inference_steps=self.options.sampling_steps,
+                    guidance_scale=1.0,  # the model's own distribution, and half the time
+                    generator=[
+                        torch.Generator().manual_seed(start + i) for i in range(len(prompts))
+                    ],
+                    height=64,
+                    width=64,
+                    output_type="pt",
+                    **extra,
+                ).images
+            found.append(self.judge.of_images(images.float()))
+        replace_denoiser(self.pipeline, self.teacher)
+        return torch.cat(found)
+
+    def error(self, model: torch.nn.Module) -> float:
+        """Relative squared distance to the teacher's prediction, on held-out pictures."""
+        count = len(self.held_out)
+        return output_error(model, self.teacher, self.held_out, self.task, count, count, seed=12345)
+
+    def measure(self, model: torch.nn.Module) -> Figures:
+        """All figures of one model."""
+        features = self.features(model) if model is not self.teacher else self.teacher_features
+        texts = self.judge.of_texts(self.captions)
+        target = torch.tensor([self.captions.index(p) for p in self.prompts])
+        top = retrieval(features, texts, target)
+        bandwidth = median_bandwidth(self.teacher_features)
+        distance = mmd(features, self.teacher_features, bandwidth=bandwidth)
+        return {
+            "output error": self.error(model),
+            "Frechet to teacher": frechet(features, self.teacher_features),
+            "MMD to teacher x1000": 1000 * distance,
+            "top-1": top[1],
+            "top-5": top[5],
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+
+    def healed(self, spec: str, seed: int) -> Figures:
+        """The figures of a conversion, healed with the budget that all share; kept once computed."""
+        options = self.options
+        name = f"{spec.replace(':', '-').replace('=', '-').replace(',', '-')}-{seed}"
+        path = self.folder / f"{name}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        torch.manual_seed(seed)
+        student = pared.convert(student_of(self.teacher), pared.parse(spec))
+        before = self.error(student.eval())
+        run = heal(
+            student,
+            self.teacher,
+            self.data,
+            self.folder / name,
+            task=self.task,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            warmup=10,
+            seed=seed,
+            precision="bf16",
+        )
+        if not run.finished:
+            raise SystemExit(130)
+        figures = {"error before healing": before} | self.measure(student)
+        path.write_text(json.dumps(figures))
+        return figures
+
+    def all_of(self, arms: Mapping[str, str]) -> dict[str, list[Figures]]:
+        """The teacher's figures and those of every arm by seed, by name."""
+        done = {"teacher": [{"error before healing": 0.0} | self.measure(self.teacher)]}
+        for seed in range(self.options.seeds):
+            for arm, spec in arms.items():
+                done.setdefault(arm, []).append(self.healed(spec, seed))
+                print(arm, seed, done[arm][-1], flush=True)
+        return done
+
+
+def table_of(done: dict[str, list[Figures]]) -> list[dict]:
+    """Mean and standard deviation over seeds, a row per arm."""
+    rows = []
+    for arm, runs in done.items():
+        row: dict[str, object] = {"model": arm, "seeds": len(runs)}
+        for key in runs[0]:
+            values = [run[key] for run in runs]
+            row[key] = round(statistics.mean(values), 5)
+            if len(values) > 1 and key not in ("parameters", "error before healing"):
+                row[f"{key} sd"] = round(statistics.stdev(values), 5)
+        rows.append(row)
+    return rows
+
+
+def ratios(rival: list[Figures], ours: list[Figures], key: str = "output error") -> list[float]:
+    """How many times farther from the teacher a rival ends, by seed."""
+    return [a[key] / b[key] for a, b in zip(rival, ours, strict=True)]
