@@ -115,7 +115,7 @@ class Bench:
         }
 
     def healed(self, spec: str, seed: int) -> Figures:
-        """The figures of a conversion, healed with the budget that all share; kept once computed."""
+        """The figures of a conversion, healed with the budget that all share; kept once done."""
         options = self.options
         name = f"{spec.replace(':', '-').replace('=', '-').replace(',', '-')}-{seed}"
         path = self.folder / f"{name}.json"

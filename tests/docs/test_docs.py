@@ -95,8 +95,10 @@ def test_generated_pages_say_so():
 
 def test_result_files_are_whole_and_agree_with_the_records():
     for path in sorted(results.PACKAGED.glob("*.json")):
-        record, found = info.get(path.stem), results.read(path.stem)
-        headlines = {headline.key: headline for headline in record.headlines}
+        found, record = results.read(path.stem), info.registry().get(path.stem)
+        # Files of no method hold tables alone.
+        headlines = {h.key: h for h in record.headlines} if record else {}
+        assert record or not found.claims, f"{path.name} has claims, but there is no such method"
         for claim in found.claims:
             if (headline := headlines.get(claim.key)) is not None:
                 assert (claim.direction, claim.bound) == (headline.direction, headline.bound), (
