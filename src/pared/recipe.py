@@ -313,8 +313,12 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
     """The case of a given pipeline: its denoiser is converted and healed, or trained on."""
     from diffusers import DiffusionPipeline
 
+    place = folder_of(str(recipe.model.from_))
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder_of(str(recipe.model.from_)))
+        index = DiffusionPipeline.load_config(place)
+        # Parts that were left out, such as SD3's T5, must be named to be left out again.
+        absent = {name: None for name, part in index.items() if part == [None, None]}
+        pipeline = DiffusionPipeline.from_pretrained(place, **absent)
     except OSError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"the pipeline {recipe.model.from_} can't be had: {reason}.") from None

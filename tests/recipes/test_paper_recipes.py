@@ -34,7 +34,7 @@ def test_ten_steps_in_two_processes(method, tmp_path):
         ]
     words = [word for change in changes for word in ("--set", change)]
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
         "-m", "pared", "train", str(recipe), "-o", str(tmp_path / "out"), *words,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)

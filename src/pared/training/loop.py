@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
@@ -126,6 +126,8 @@ class _Run:
             cpu=not torch.accelerator.is_available(),
             log_with=list(settings.trackers) or None,
             project_dir=str(folder),
+            # A last block without a text output leaves its text projections without gradients.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         _check_batch(settings, accelerator.num_processes)
         freeze_all_but(model, settings.trainable)
