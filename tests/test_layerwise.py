@@ -12,7 +12,7 @@ from pared.errors import InputError
 from pared.healing import student_of
 from pared.objectives.denoising import Denoising
 from pared.objectives.distillation import captured
-from pared.objectives.layerwise import Layerwise, forced
+from pared.objectives.layerwise import Layerwise
 from tests.objectives.test_distillation import data, teacher
 
 
@@ -35,7 +35,7 @@ def test_each_layer_sees_the_input_of_the_teachers():
     watch("student", student.get_submodule(last))
     with torch.no_grad(), captured(original, objective.paths) as wanted:
         output = family.denoise(original, *example)
-        with forced(student, objective.paths, wanted) as got:
+        with captured(student, objective.paths, handed_on=wanted) as got:
             forced_output = anatomy.of(student).denoise(student, *example)
     assert torch.equal(seen["student"], seen["teacher"])
     assert torch.equal(forced_output, output)

@@ -201,23 +201,24 @@ def search(
     family = anatomy.of(teacher)
     paths = {claim.site for claim in method.claims(family) if claim.how == "replaces"}
     blocks = sorted({site.block for site in family.sites() if site.path in paths})
-    total, done = 2 * len(blocks), 0
+    total, done = 2 * len(blocks) - 1, 0
 
-    def measured(layers: Sequence[int]) -> tuple[nn.Module, float]:
+    def measured(layers: Sequence[int]) -> float:
         nonlocal done
         model = assemble(teacher, healed, method, layers)
         error = output_error(model, teacher, data, task, count)
         done += 1
         if progress is not None:
             progress(done, total)
-        return model, error
+        return error
 
-    alone = {block: measured([block])[1] for block in blocks}
+    alone = {block: measured([block]) for block in blocks}
     ranked = sorted(blocks, key=lambda block: alone[block])
     choices = [Choice((), 0.0, cost(teacher), "")]
     for number in range(1, len(ranked) + 1):
         layers = tuple(ranked[:number])
-        model, error = measured(layers)
+        error = alone[layers[0]] if number == 1 else measured(layers)
+        model = assemble(teacher, healed, method, layers)
         spec = method.model_copy(update={"layers": tuple(sorted(layers))}).spec()
         choices.append(Choice(layers, error, cost(model), spec))
     return Curve(alone, tuple(choices))

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pared.anatomy import Family, Grid, Site, SiteKind
-from pared.attention.joint import Heads, JointProcessor
+from pared.attention.joint import Heads, JointProcessor, all_keys
 from pared.attention.mixing import Processor, TokenMixer
 from pared.errors import InputError
 from pared.info import Headline, Info
@@ -135,12 +135,7 @@ class JointClear(JointProcessor):
         scale = self.seen.scale(image, text)
         y_text = None
         if text_wanted:
-            y_text = F.scaled_dot_product_attention(
-                text.query,
-                torch.cat([image.key, text.key], dim=-2),
-                torch.cat([image.value, text.value], dim=-2),
-                scale=scale,
-            )
+            y_text = F.scaled_dot_product_attention(text.query, *all_keys(image, text), scale=scale)
         return self.seen(image, (text.key, text.value), self.grid, scale), y_text
 
 

@@ -26,6 +26,14 @@ class Heads:
     value: Tensor
 
 
+def all_keys(image: Heads, text: Heads) -> tuple[Tensor, Tensor]:
+    """Keys and values of all tokens; their order is all one to an attention."""
+    return (
+        torch.cat([image.key, text.key], dim=-2),
+        torch.cat([image.value, text.value], dim=-2),
+    )
+
+
 class JointProcessor(nn.Module):
     """An attention processor of image and text, in the form that diffusers calls.
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pared.anatomy import Family, Grid, Site, SiteKind
 from pared.attention.edit import EDiT, LinearCompressedAttention
-from pared.attention.joint import Heads, JointProcessor
+from pared.attention.joint import Heads, JointProcessor, all_keys
 from pared.info import Headline, Info
 from pared.nn.linear_attention import full_precision, linear_attention
 from pared.nn.rotary import Rotary, rotate
@@ -112,11 +112,7 @@ class HybridAttention(JointProcessor):
         soft = Heads(q, k, image.value) if self.settings.softmax_features == "after" else image
         y_text = None
         if text_wanted:
-            y_text = F.scaled_dot_product_attention(
-                text.query,
-                torch.cat([soft.key, text.key], dim=-2),
-                torch.cat([soft.value, text.value], dim=-2),
-            )
+            y_text = F.scaled_dot_product_attention(text.query, *all_keys(soft, text))
         of_image = linear_attention(q, k, image.value)
         if text.key.shape[-2] == 0:  # a softmax over nothing is not a number
             return of_image, y_text

@@ -24,14 +24,13 @@ both.
 from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple, cast
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from pared import anatomy
 from pared.anatomy import Family, Grid, Site
-from pared.attention.joint import Heads, JointProcessor
+from pared.attention.joint import Heads, JointProcessor, all_keys
 from pared.attention.mixing import Processor
 from pared.errors import InputError
 from pared.info import Headline, Info
@@ -205,23 +204,14 @@ class Reshape:
         dtype = image.value.dtype
         # A call that the step before didn't make has nothing to reuse.
         if self.plan.mode == "cache" or self.path not in memory:
-            full = dense_attention(image.query, *_all_keys(image, text))
+            keys = (image.key, image.value) if text is None else all_keys(image, text)
+            full = dense_attention(image.query, *keys)
             rho, residual = statistics(full, sparse)
             memory[self.path] = Kept(rho.detach(), residual.detach().to(dtype))
             return full.output.to(dtype)
         kept = memory[self.path]
         memory[self.path] = ramped(kept, settings.ramp, settings.clamp)
         return reshaped(sparse.output, kept).to(dtype)
-
-
-def _all_keys(image: Heads, text: Heads | None) -> tuple[Tensor, Tensor]:
-    """Keys and values of all tokens; their order is all one to a softmax."""
-    if text is None:
-        return image.key, image.value
-    return (
-        torch.cat([image.key, text.key], dim=-2),
-        torch.cat([image.value, text.value], dim=-2),
-    )
 
 
 class Switch:
@@ -282,5 +272,5 @@ class ReshapedJointAttention(JointProcessor):
     def mix(self, image: Heads, text: Heads, text_wanted: bool) -> tuple[Tensor, Tensor | None]:
         y_text = None
         if text_wanted:
-            y_text = F.scaled_dot_product_attention(text.query, *_all_keys(image, text))
+            y_text = F.scaled_dot_product_attention(text.query, *all_keys(image, text))
         return self.reshape(image, text), y_text

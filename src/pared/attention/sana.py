@@ -13,14 +13,13 @@ plain MLP.
 
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from pared import anatomy
 from pared.anatomy import Family, Grid, Site, SiteKind
-from pared.attention.joint import Heads, JointProcessor
+from pared.attention.joint import Heads, JointProcessor, all_keys
 from pared.attention.mixing import Processor, TokenMixer, zero_
 from pared.info import Info
 from pared.method import Claim
@@ -96,8 +95,8 @@ class ReluLinearJointAttention(JointProcessor):
     """The same over image and text tokens alike."""
 
     def mix(self, image: Heads, text: Heads, text_wanted: bool) -> tuple[Tensor, Tensor | None]:
-        key = torch.cat([image.key, text.key], dim=-2).relu()
-        value = torch.cat([image.value, text.value], dim=-2)
+        key, value = all_keys(image, text)
+        key = key.relu()
         y_image = linear_attention(image.query.relu(), key, value)
         y_text = linear_attention(text.query.relu(), key, value) if text_wanted else None
         return y_image, y_text

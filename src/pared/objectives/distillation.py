@@ -11,6 +11,7 @@ LinFusion's released training (arXiv 2409.02097); EDiT doesn't state its own.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,19 +105,29 @@ class Distillation(nn.Module):
 
 
 @contextmanager
-def captured(model: nn.Module, paths: list[str]) -> Iterator[dict[str, Tensor]]:
+def captured(
+    model: nn.Module, paths: list[str], handed_on: dict[str, Tensor] | None = None
+) -> Iterator[dict[str, Tensor]]:
     """Within the context, the latest output of each module in `paths`, by path.
 
     The second output of a module with two, the text's, is under "PATH:text", where it is computed.
+
+    Args:
+        model: holds the modules.
+        paths: of the modules.
+        handed_on: what the modules hand on in the place of their own outputs, under the same names.
     """
     outputs: dict[str, Tensor] = {}
 
     def keep(path: str):
-        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> Any:
             streams = output if isinstance(output, tuple) else (output,)
-            for name, stream in zip((path, f"{path}:text"), streams, strict=False):
-                if stream is not None:
-                    outputs[name] = stream
+            named = list(zip((path, f"{path}:text"), streams, strict=False))
+            outputs.update({name: stream for name, stream in named if stream is not None})
+            if handed_on is None:
+                return None
+            others = tuple(None if stream is None else handed_on[name] for name, stream in named)
+            return others if isinstance(output, tuple) else others[0]
 
         return hook
 

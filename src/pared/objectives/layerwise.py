@@ -8,10 +8,6 @@ can be put into the teacher afterwards. The per-layer term is that of EDiT (arXi
 LinFusion (arXiv 2409.02097); teacher's inputs and relative errors are chosen here.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +26,7 @@ class Layerwise(Distillation):
         student, teacher = anatomy.of(model), anatomy.of(self.teacher)
         with torch.no_grad(), captured(teacher.model, self.paths) as wanted:
             teacher.denoise(self.teacher, noised.latents, noised.timestep, condition)
-        with forced(student.model, self.paths, wanted) as got:
+        with captured(student.model, self.paths, handed_on=wanted) as got:
             student.denoise(model, noised.latents, noised.timestep, condition)
         errors = [relative_error(got[name], wanted[name]) for name in got if name in wanted]
         return {"layers": torch.stack(errors).mean()}
@@ -40,40 +36,3 @@ def relative_error(got: Tensor, wanted: Tensor) -> Tensor:
     """||got - wanted||^2 / ||wanted||^2 over everything, in float32."""
     got, wanted = got.float(), wanted.float()
     return (got - wanted).square().sum() / wanted.square().sum().clamp(min=1e-20)
-
-
-@contextmanager
-def forced(
-    model: nn.Module, paths: list[str], wanted: dict[str, Tensor]
-) -> Iterator[dict[str, Tensor]]:
-    """Within the context, modules hand on the outputs in `wanted`; what they computed is given.
-
-    Args:
-        model: holds the modules.
-        paths: of the modules.
-        wanted: what each hands on, by path; see `captured` for the names.
-
-    Yields:
-        What each computed itself, under the same names.
-    """
-    outputs: dict[str, Tensor] = {}
-
-    def force(path: str):
-        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> Any:
-            names = (path, f"{path}:text")
-            streams = output if isinstance(output, tuple) else (output,)
-            outputs.update({n: s for n, s in zip(names, streams, strict=False) if s is not None})
-            handed_on = tuple(
-                None if stream is None else wanted[name]
-                for name, stream in zip(names, streams, strict=False)
-            )
-            return handed_on if isinstance(output, tuple) else handed_on[0]
-
-        return hook
-
-    handles = [model.get_submodule(path).register_forward_hook(force(path)) for path in paths]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
