@@ -33,7 +33,7 @@ def main() -> None:
         return
     sizes = [512, 1024, 2048, 4096]
     speed.blocks("edit", PRESET, ARMS, sizes, options.rounds, "speedup-4096")
-    speed.whole_model("edit", PRESET, ARMS["edit"], 1024, 2, "speedup-1024")
+    speed.whole_model("edit", PRESET, ARMS["edit"], 1024, 4, "speedup-1024")
     speed.whole_model("edit", PRESET, ARMS["edit"], 2048, 1, "speedup-2048")
 
 
