@@ -3,10 +3,8 @@
     python benchmarks/attention_shelf.py                 # all house teachers that are shipped
     python benchmarks/attention_shelf.py --family pixart --seeds 1
 
-Writes results/attention.json. What is done is kept under runs/attention-shelf.
+Writes results/attention.json. What is done is kept under runs/quality.
 """
-
-from pathlib import Path
 
 import quality
 import record
@@ -71,7 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     families = [options.family] if options.family else [f for f in ARMS if f in house.names()]
     for family in families:
-        bench = quality.Bench(f"house:{family}", options, Path("runs/attention-shelf") / family)
+        bench = quality.Bench(f"house:{family}", options)
         rows = quality.table_of(bench.all_of(ARMS[family]))
         for row in rows[1:]:
             for pixels in options.sizes:

@@ -4,11 +4,10 @@
     python benchmarks/edit_quality.py --steps 100 --seeds 1 # a first look
 
 Writes the claims and the comparison table into results/edit.json. Every (method, seed) that is done
-leaves a file under runs/edit-quality, so the script may be stopped and started at will.
+leaves a file under runs/quality, so the script may be stopped and started at will.
 """
 
 import statistics
-from pathlib import Path
 
 import quality
 import record
@@ -35,13 +34,15 @@ def claims_of(done: dict[str, list[quality.Figures]], note: str) -> list:
         ratios = quality.ratios(done[arm], done["EDiT (CF,SC,SC)"])
         spread = statistics.stdev(ratios) if len(ratios) > 1 else None
         seeds = tuple(range(len(ratios)))
-        found.append(record.claim("edit", key, statistics.mean(ratios), spread, seeds, note))
+        found.append(
+            record.claim("edit", key, statistics.mean(ratios), spread, seeds, note, quality.DEVICE)
+        )
     return found
 
 
 def main() -> None:
     options = quality.parser(__doc__).parse_args()
-    bench = quality.Bench("house:pixart", options, Path("runs/edit-quality"))
+    bench = quality.Bench("house:pixart", options)
     done = bench.all_of(ARMS)
     note = (
         f"relative output error on held-out pictures after {options.steps} healing steps of "

@@ -27,7 +27,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="blocks up to 2048 only")
     parser.add_argument("--rounds", type=int, default=3, help="of blocks up to 2048 pixels")
+    parser.add_argument("--device", default="cpu", help="cuda makes tables of its own")
     options = parser.parse_args()
+    if options.device != "cpu":
+        speed.on_accelerator("edit", PRESET, ARMS, [512, 1024, 2048, 4096], options.device)
+        return
     if options.quick:
         speed.blocks("edit", PRESET, ARMS, [512, 1024, 2048], options.rounds)
         return

@@ -70,7 +70,7 @@ def painted(pipeline, captions: list[str], steps: int, guidance: float) -> torch
     for start in range(0, len(captions), 32):
         prompts = captions[start : start + 32]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(prompts))]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(pipeline.device.type, torch.bfloat16):
             pictures = pipeline(
                 prompts,
                 num_inference_steps=steps,

@@ -26,7 +26,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="blocks only")
     parser.add_argument("--rounds", type=int, default=3, help="of blocks")
+    parser.add_argument("--device", default="cpu", help="cuda makes tables of its own")
     options = parser.parse_args()
+    if options.device != "cpu":
+        speed.on_accelerator("mm-edit", PRESET, ARMS, [512, 1024, 2048], options.device)
+        return
     speed.blocks("mm-edit", PRESET, ARMS, [512, 1024, 2048], options.rounds)
     if not options.quick:
         speed.whole_model("mm-edit", PRESET, ARMS["mm-edit"], 1024, 2, "speedup-1024")

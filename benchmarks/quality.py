@@ -20,6 +20,8 @@ from pared.worlds import emoji
 from pared.worlds.datasets import latents_of
 from pared.worlds.house import folder_of
 
+DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
+
 Figures = dict[str, float]
 
 
@@ -32,6 +34,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--pictures", type=int, default=200, help="painted for the distances")
     made.add_argument("--sampling-steps", type=int, default=8)
+    made.add_argument(
+        "--only", nargs="*", metavar="SPEC", help="heal these and stop: for several processes"
+    )
     return made
 
 
@@ -41,14 +46,17 @@ class Bench:
     Args:
         teacher: name of the house pipeline.
         options: of `parser`.
-        folder: takes the trainings; every (method, seed) that is done leaves a file there, so a
-            script may be stopped and started at will.
+
+    Trainings go to a folder under runs/quality; every (method, seed) that is done leaves a file
+    there, so a script may be stopped and started at will, and run in several processes.
     """
 
-    def __init__(self, teacher: str, options: argparse.Namespace, folder: Path) -> None:
-        self.options, self.folder = options, folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self.pipeline = load(folder_of(teacher))
+    def __init__(self, teacher: str, options: argparse.Namespace) -> None:
+        budget = f"{options.steps}x{options.batch_size}"
+        self.options = options
+        self.folder = Path("runs/quality") / f"{teacher.removeprefix('house:')}-{budget}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.pipeline = load(folder_of(teacher), device=DEVICE)
         self.pipeline.set_progress_bar_config(disable=True)
         self.teacher, self.task = denoiser(self.pipeline), task_of(self.pipeline)
         self.judge = judge_of("house:judge")
@@ -75,7 +83,7 @@ class Bench:
         found = []
         for start in range(0, len(self.prompts), 32):
             prompts = self.prompts[start : start + 32]
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(DEVICE.type, torch.bfloat16):
                 images = self.pipeline(
                     prompts,
                     num_inference_steps=self.options.sampling_steps,
@@ -145,11 +153,16 @@ class Bench:
 
     def all_of(self, arms: Mapping[str, str]) -> dict[str, list[Figures]]:
         """The teacher's figures and those of every arm by seed, by name."""
+        only = self.options.only
         done = {"teacher": [{"error before healing": 0.0} | self.measure(self.teacher)]}
         for seed in range(self.options.seeds):
             for arm, spec in arms.items():
+                if only is not None and spec not in only:
+                    continue
                 done.setdefault(arm, []).append(self.healed(spec, seed))
                 print(arm, seed, done[arm][-1], flush=True)
+        if only is not None:
+            raise SystemExit(0)
         return done
 
 

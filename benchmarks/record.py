@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pared import info, results
 from pared.bench.floor import machine
 
@@ -17,7 +19,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def claim(
-    slug: str, key: str, ours: float, spread: float | None, seeds: Sequence[int], note: str = ""
+    slug: str,
+    key: str,
+    ours: float,
+    spread: float | None,
+    seeds: Sequence[int],
+    note: str = "",
+    device: str | torch.device = "cpu",
 ) -> results.Measured:
     """A measured claim: words, value and bound from the method's record, conditions from here."""
     headline = next(h for h in info.get(slug).headlines if h.key == key)
@@ -32,7 +40,7 @@ def claim(
         bound=headline.bound,
         holds=holds,
         command=command(),
-        machine=describe_machine(),
+        machine=describe_machine(device),
         seeds=tuple(seeds),
         commit=commit(),
         date=datetime.date.today().isoformat(),
@@ -92,8 +100,10 @@ def command() -> str:
     return " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
 
 
-def describe_machine() -> str:
-    """Processor, cores and torch, in words."""
+def describe_machine(device: str | torch.device = "cpu") -> str:
+    """Processor, cores and torch, in words; an accelerator by its name."""
+    if torch.device(device).type == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     facts = machine()
     cores, threads = facts["cores"], facts["threads"]
     return f"{facts['cpu']}, {cores} cores, {threads} threads, torch {facts['torch']}"

@@ -23,6 +23,7 @@ def blocks(
     sizes: Sequence[int],
     rounds: int,
     claim: str | None = None,
+    device: str = "cpu",
 ) -> None:
     """Time one block for every arm and size; write table, exponents, curves and one claim.
 
@@ -33,12 +34,13 @@ def blocks(
         sizes: sides of square pictures, in pixels.
         rounds: at sizes below LONG.
         claim: key of the claim that the largest size decides.
+        device: where the block lies; on an accelerator tables and curves are called after it.
     """
     points = []
     for pixels in sizes:
-        long = pixels >= LONG
+        long = pixels >= LONG and device == "cpu"
         points += scaling.measure(
-            preset, arms, [pixels], 1 if long else rounds, warmup=0 if long else 1
+            preset, arms, [pixels], 1 if long else rounds, warmup=0 if long else 1, device=device
         )
         print(_row(points[-1]), points[-1].timings.verdict.notes, flush=True)
     tokens = [point.tokens for point in points]
@@ -49,7 +51,7 @@ def blocks(
     print("exponents", exponents, flush=True)
     series = {
         f"{arm} (tokens^{exponents[arm]:.2f})": [
-            (point.tokens, round(point.timings[arm].median, 4)) for point in points
+            (point.tokens, float(f"{point.timings[arm].median:.4g}")) for point in points
         ]
         for arm in arms
     }
@@ -58,17 +60,18 @@ def blocks(
         note = f"one block of {preset}, random weights, bfloat16; one round (smaller: {rounds})"
         ratio = points[-1].timings[slug].ratio
         claims.append(record.claim(slug, claim, ratio, None, (0,), note))
+    where = "" if device == "cpu" else f", {record.describe_machine(device)}"
     tables = {
-        f"one block of {preset}": [_row(point) for point in points],
-        "fitted exponents of time in tokens": [exponents],
+        f"one block of {preset}{where}": [_row(point) for point in points],
+        f"fitted exponents of time in tokens{where}": [exponents],
     }
     curves = record.curves("image tokens", "seconds", series)
-    record.write(slug, claims, tables, {f"time of one block of {preset}": curves})
+    record.write(slug, claims, tables, {f"time of one block of {preset}{where}": curves})
 
 
 def _row(point: scaling.Point) -> dict[str, float]:
     row = {"pixels": point.pixels, "tokens": point.tokens}
-    row |= {f"{arm} (s)": round(timing.median, 4) for arm, timing in point.timings.items()}
+    row |= {f"{arm} (s)": float(f"{timing.median:.4g}") for arm, timing in point.timings.items()}
     for arm, timing in list(point.timings.items())[1:]:
         row[f"{arm} speed-up"] = round(timing.ratio, 2)
     row["drift of softmax"] = round(point.timings.verdict.drift, 3)
@@ -76,7 +79,13 @@ def _row(point: scaling.Point) -> dict[str, float]:
 
 
 def whole_model(
-    slug: str, preset: str, method: list, pixels: int, rounds: int, claim: str | None = None
+    slug: str,
+    preset: str,
+    method: list,
+    pixels: int,
+    rounds: int,
+    claim: str | None = None,
+    device: str = "cpu",
 ) -> None:
     """One denoiser call of a full preset, converted against stock: claim and table row.
 
@@ -87,10 +96,11 @@ def whole_model(
         pixels: side of the square picture.
         rounds: how often each is timed.
         claim: key of the claim that this decides.
+        device: where the model lies; on an accelerator the table is called after it.
     """
     calls, macs = {}, {}
     for arm, methods in (("softmax", []), (slug, method)):
-        model = presets.build(preset, device="cpu", dtype=torch.bfloat16)
+        model = presets.build(preset, device=device, dtype=torch.bfloat16)
         pared.convert(model, *methods)
         family = anatomy.of(model)
         with torch.no_grad():
@@ -98,11 +108,12 @@ def whole_model(
         example = family.example(height=pixels // 8, width=pixels // 8)
         calls[arm] = torch.no_grad()(lambda f=family, m=model, e=example: f.denoise(m, *e))
         macs[arm] = _macs(preset, methods, pixels)
-    timings = interleave(calls, rounds=rounds, warmup=0, base="softmax")
-    rate = floor()
+    warmup = 0 if device == "cpu" else 2
+    timings = interleave(calls, rounds=rounds, warmup=warmup, base="softmax")
+    rate = floor(device)
     row = {"pixels": pixels}
     for arm, timing in timings.items():
-        row[f"{arm} (s)"] = round(timing.median, 2)
+        row[f"{arm} (s)"] = float(f"{timing.median:.3g}")
         row[f"{arm} over GEMM floor"] = round(
             timing.median / rate.seconds(2 * macs[arm], 0, torch.bfloat16), 2
         )
@@ -115,7 +126,17 @@ def whole_model(
         spread = (ours.ratio_high - ours.ratio_low) / 2 if rounds > 1 else None
         note = f"one call of {preset}, random weights, bfloat16; {rounds} interleaved rounds"
         claims.append(record.claim(slug, claim, ours.ratio, spread, (0,), note))
-    record.write(slug, claims, {f"{preset} at {pixels} pixels": [row]})
+    where = "" if device == "cpu" else f", {record.describe_machine(device)}"
+    record.write(slug, claims, {f"{preset} at {pixels} pixels{where}": [row]})
+
+
+def on_accelerator(
+    slug: str, preset: str, arms: dict[str, list], sizes: Sequence[int], device: str
+) -> None:
+    """Blocks at `sizes` and the whole model from 1024 pixels on, on an accelerator: minutes."""
+    blocks(slug, preset, arms, sizes, 10, device=device)
+    for pixels in (1024, 2048, 4096):
+        whole_model(slug, preset, arms[slug], pixels, 5, device=device)
 
 
 def _macs(preset: str, methods: list, pixels: int) -> int:

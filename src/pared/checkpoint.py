@@ -260,11 +260,25 @@ def _load_pipeline(
     try:
         with _unasked_types():
             pipeline = DiffusionPipeline.from_pretrained(
-                folder, use_safetensors=True, **replaced, **keywords
+                folder, use_safetensors=True, **absent_parts(folder), **replaced, **keywords
             )
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{folder} can't be opened as a pipeline: {_first_line(error)}.") from None
     return pipeline.to(device)
+
+
+def absent_parts(place: str | Path) -> dict[str, None]:
+    """The parts that a saved pipeline goes without, such as the T5 encoder of an SD3.
+
+    Diffusers wants them named when it opens the pipeline again.
+
+    Args:
+        place: a pipeline's folder or its name on the hub.
+    """
+    from diffusers import DiffusionPipeline
+
+    index = DiffusionPipeline.load_config(place)
+    return {name: None for name, part in index.items() if part == [None, None]}
 
 
 @contextmanager

@@ -157,10 +157,11 @@ def output_error(
         seed: of times and noise.
     """
     indices = torch.arange(min(count, len(data)))
+    device = next(model.parameters()).device
     above = below = 0.0
     for number, part in enumerate(indices.split(batch_size)):
         generator = generator_for(seed, number)
-        batch = data.batch(part, generator)
+        batch = {k: v.to(device) for k, v in data.batch(part, generator).items()}
         noised, condition = task.noised(batch, generator), condition_of(batch)
         got, wanted = (
             anatomy.of(m).denoise(m, noised.latents, noised.timestep, condition).float()

@@ -11,6 +11,8 @@ name = "denoising"
 [[stages]]                                        # one or more; each starts from the one before
 size = 32
 training = { steps = 2000, batch_size = 64, learning_rate = 1e-3, ema = 0.999 }
+
+A recipe that begins with `extends = "other.toml"` holds only what differs from the other.
 """
 
 import difflib
@@ -181,14 +183,7 @@ def read(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         InputError: no such file, not TOML, or a bad or unknown field; the message names it.
     """
     path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InputError(
-            f"{path} can't be read ({error.strerror}); give the path of a recipe file."
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not a TOML file: {error}.") from None
+    table = _read_table(path)
     for change in changes:
         _set(table, change)
     try:
@@ -198,6 +193,35 @@ def read(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ").rstrip(".")
         raise InputError(f"{path}: {where or 'recipe'}: {message}.") from None
+
+
+def _read_table(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The entries of a file, laid over those of the file that it extends."""
+    if path.resolve() in below:
+        raise InputError(f"{path} extends itself; take one of the 'extends' out.")
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(
+            f"{path} can't be read ({error.strerror}); give the path of a recipe file."
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not a TOML file: {error}.") from None
+    if (base := table.pop("extends", None)) is None:
+        return table
+    if not isinstance(base, str):
+        raise InputError(f"{path}: extends: give the path of one recipe, beside this one.")
+    return _over(_read_table(path.parent / base, (*below, path.resolve())), table)
+
+
+def _over(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """Entries of `table` laid over `base`: tables merge, everything else, stages too, replaces."""
+    both = {k: _over(base[k], v) for k, v in table.items() if _is_table(v, base.get(k))}
+    return base | table | both
+
+
+def _is_table(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def _set(table: dict[str, Any], change: str) -> None:
@@ -292,6 +316,7 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
         return _go_on(recipe, folder)
     model = build(recipe.model)
     pipeline = None if recipe.pipeline is None else pack(recipe.pipeline, recipe.data, model)
+    _to_accelerator(pipeline)
     for number, stage in enumerate(recipe.stages, start=1):
         data, companion = _data(recipe.data, stage.size, pipeline)
         objective = _objective(recipe.objective, stage.objective)
@@ -315,13 +340,11 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
 
     place = folder_of(str(recipe.model.from_))
     try:
-        index = DiffusionPipeline.load_config(place)
-        # Parts that were left out, such as SD3's T5, must be named to be left out again.
-        absent = {name: None for name, part in index.items() if part == [None, None]}
-        pipeline = DiffusionPipeline.from_pretrained(place, **absent)
+        pipeline = DiffusionPipeline.from_pretrained(place, **checkpoint.absent_parts(place))
     except OSError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise InputError(f"the pipeline {recipe.model.from_} can't be had: {reason}.") from None
+    _to_accelerator(pipeline)
     teacher = denoiser(pipeline)
     student = student_of(teacher)
     torch.manual_seed(recipe.model.seed)
@@ -338,6 +361,12 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
     replace_denoiser(pipeline, student)
     checkpoint.save(pipeline, folder / "model")
     return pipeline
+
+
+def _to_accelerator(pipeline: Any) -> None:
+    """Move a pipeline to where it will train, so that its encoders run there too."""
+    if pipeline is not None and torch.accelerator.is_available():
+        pipeline.to(torch.accelerator.current_accelerator())
 
 
 def pack(table: PipelineTable, data: DataTable, model: nn.Module) -> Any:
@@ -388,7 +417,7 @@ def _class(path: str, base: type = object, what: str = "class") -> type:
 def set_scaling_factor(vae: Any, images: Tensor, count: int = 512) -> None:
     """Write 1 / std of the latents into the configuration (Rombach et al. 2022, section 4.3.2)."""
     with torch.no_grad():
-        pixels = images[:count].float() / 127.5 - 1
+        pixels = images[:count].to(vae.device).float() / 127.5 - 1
         std = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(64)]).std()
     vae.register_to_config(scaling_factor=round(1 / float(std), 5))
 

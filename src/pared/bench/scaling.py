@@ -32,9 +32,15 @@ class Point:
 class Block:
     """One block of a preset at full width, with random weights, ready to be called at any size."""
 
-    def __init__(self, preset: str, methods: Sequence[Conversion], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        preset: str,
+        methods: Sequence[Conversion],
+        dtype: torch.dtype,
+        device: str | torch.device = "cpu",
+    ) -> None:
         self.scale = presets.get(preset).vae_scale
-        self.model = presets.build(preset, device="cpu", dtype=dtype, layers=1)
+        self.model = presets.build(preset, device=device, dtype=dtype, layers=1)
         if methods:
             pared.method.convert(self.model, *methods)
         self.family = anatomy.of(self.model)
@@ -73,6 +79,7 @@ def measure(
     rounds: int = 5,
     warmup: int = 1,
     dtype: torch.dtype = torch.bfloat16,
+    device: str | torch.device = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> list[Point]:
     """Time one block of `preset` for every arm and size, arms interleaved within a size.
@@ -84,9 +91,10 @@ def measure(
         rounds: timed rounds per size.
         warmup: rounds before them that don't count.
         dtype: of weights and activations.
+        device: of the block.
         progress: called with the size that is about to be measured.
     """
-    blocks = {name: Block(preset, methods, dtype) for name, methods in arms.items()}
+    blocks = {name: Block(preset, methods, dtype, device) for name, methods in arms.items()}
     points = []
     for pixels in sizes:
         if progress is not None:

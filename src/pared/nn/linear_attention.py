@@ -34,6 +34,8 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     differentiated = torch.is_grad_enabled() and (query.requires_grad or value.requires_grad)
     if dtype == torch.float16 or (dtype == torch.bfloat16 and differentiated):
         query, key, value = query.float(), key.float(), value.float()
+    else:  # under autocast, normalised queries and keys come in float32
+        query, key = query.to(dtype), key.to(dtype)
     with full_precision(value):
         # Means over keys instead of sums: the ratio stays, and long sequences can't overflow.
         key = key / key.shape[-2]

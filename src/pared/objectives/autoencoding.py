@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pared.objectives.noise import randn_like
+
 
 class Autoencoding(nn.Module):
     """Absolute and squared error of pixels, error of their differences, weighted KL.
@@ -36,11 +38,11 @@ class Autoencoding(nn.Module):
         # forward() of AutoencoderKL would hide the posterior, whose KL is needed.
         inner: Any = getattr(model, "module", model)
         posterior = inner.encode(pixels).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(pixels)
-        reconstruction = inner.decode(posterior.mean + posterior.std * noise).sample.float()
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        latents = mean + (0.5 * logvar).exp() * randn_like(mean, generator)
+        reconstruction = inner.decode(latents).sample.float()
         error = reconstruction - pixels
         differences = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         return {
             "pixels": error.abs().mean(),

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pared import anatomy
+from pared.objectives.noise import randn_like
 
 Prediction = Literal["noise", "v", "flow"]
 
@@ -82,8 +83,8 @@ class Denoising(nn.Module):
         """Draw times and noise for a batch; all randomness comes from `generator` (on the CPU)."""
         x0 = batch["latents"].float()
         if "latent_std" in batch:
-            x0 = x0 + batch["latent_std"] * _randn_like(x0, generator)
-        noise = _randn_like(x0, generator)
+            x0 = x0 + batch["latent_std"] * randn_like(x0, generator)
+        noise = randn_like(x0, generator)
         if self.prediction == "flow":
             if self.time_sampling == "uniform":
                 s = torch.rand(len(x0), generator=generator)
@@ -93,7 +94,8 @@ class Denoising(nn.Module):
             latents, target = flow_path(x0, noise, s)
             return Noised(latents, 1000 * s, target)
         t = torch.randint(1000, (len(x0),), generator=generator).to(x0.device)
-        latents, target = variance_preserving_path(x0, noise, self.alpha_bars[t], self.prediction)
+        alpha_bar = self.alpha_bars.to(x0.device)[t]
+        latents, target = variance_preserving_path(x0, noise, alpha_bar, self.prediction)
         return Noised(latents, t, target)
 
     def forward(
@@ -109,7 +111,3 @@ class Denoising(nn.Module):
 def condition_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The entries of a batch that condition the denoiser."""
     return {k: v for k, v in batch.items() if k not in ("latents", "latent_std")}
-
-
-def _randn_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=generator).to(x)

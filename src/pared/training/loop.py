@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pared.errors import InputError
 from pared.training import checkpoints
-from pared.training.data import Dataset, Order, generator_for
+from pared.training.data import Dataset, Order, beside, generator_for
 from pared.training.ema import EMA
 from pared.training.settings import TrainingSettings
 
@@ -72,14 +72,18 @@ def train(
     """
     run = _Run.prepare(model, objective, data, settings, Path(folder), accelerator)
     start, step, means = time.monotonic(), run.resume(), {}
+    every = settings.log_every if on_step is None else 1
     log = _Log(run.folder / "log.jsonl", step, run.main)
     begun = step
     with run.progress(step) as bar, _interruptible() as interrupted:
         while step < settings.steps and not run.anywhere(interrupted()):
-            means = run.one_step(step)
+            terms = run.one_step(step)
             step += 1
             bar.update()
-            bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+            # Reading a number waits for the accelerator, which should be kept supplied.
+            if step % every == 0 or step in (begun + 1, settings.steps):
+                means = run.read(terms)
+                bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
             if step % settings.log_every == 0 or step == settings.steps:
                 log.write(step, means | {"rate": settings.rate(step - 1)}, time.monotonic() - start)
                 run.accelerator.log(means, step=step)
@@ -88,6 +92,7 @@ def train(
             if step % settings.checkpoint_every == 0 and step < settings.steps:
                 run.save(step)
         if step > begun:
+            means = run.read(terms)
             run.save(step)
     log.close()
     run.finish(step)
@@ -148,6 +153,7 @@ class _Run:
         if settings.trackers:
             accelerator.init_trackers("pared", config=settings.model_dump(mode="json"))
         optimizer = accelerator.prepare(optimizer)
+        data = beside(data, accelerator.device)
         return cls(
             accelerator, model, prepared, objective, optimizer, ema, data, order, settings, folder
         )
@@ -190,8 +196,8 @@ class _Run:
             total=self.settings.steps, initial=done, disable=not self.main, name="pared.train"
         )
 
-    def one_step(self, step: int) -> dict[str, float]:
-        """One optimizer step over all micro-batches; gives the mean loss terms."""
+    def one_step(self, step: int) -> dict[str, Tensor]:
+        """One optimizer step over all micro-batches; gives this process's mean loss terms."""
         accelerator, settings = self.accelerator, self.settings
         for group in self.optimizer.optimizer.param_groups:
             group["lr"] = settings.rate(step)
@@ -219,7 +225,12 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(step + 1)
-        return {name: float(value) for name, value in accelerator.reduce(totals, "mean").items()}
+        return totals
+
+    def read(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """Loss terms as numbers, averaged over the processes."""
+        means = self.accelerator.reduce(terms, "mean")
+        return {name: float(value) for name, value in means.items()}
 
     def finish(self, step: int) -> None:
         """Close trackers, tell how to go on or put the averaged weights in, leave training mode."""

@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,16 @@ class Balanced:
         drawn = torch.multinomial(self.weights, len(indices), replacement=True, generator=generator)
         return self.data.batch(drawn, generator)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the data hold."""
+        return getattr(self.data, "nbytes", 0)
+
+    def to(self, device: torch.device) -> "Balanced":
+        """The same, with the data on another device; the weights draw on the CPU."""
+        moved = self.data.to(device) if hasattr(self.data, "to") else self.data
+        return replace(self, data=moved)
+
     def identity(self) -> str:
         return f"{self.data.identity()}-{_fingerprint(self.weights)}"
 
@@ -86,6 +96,15 @@ class ImageData:
             mirrored = torch.rand(len(indices), generator=generator) < 0.5
             pixels[mirrored] = pixels[mirrored].flip(-1)
         return {"pixel_values": pixels}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the images hold."""
+        return self.images.nbytes
+
+    def to(self, device: torch.device) -> "ImageData":
+        """The same on another device."""
+        return replace(self, images=self.images.to(device))
 
     def identity(self) -> str:
         return _fingerprint(self.images)
@@ -176,6 +195,21 @@ class LatentData:
             "latents": self.latents[indices],
             "latent_std": self.latent_std[indices],
         } | condition
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that latents and conditions hold."""
+        return sum(x.nbytes for x in (self.latents, self.latent_std, *self.condition.values()))
+
+    def to(self, device: torch.device) -> "LatentData":
+        """The same on another device."""
+        return LatentData(
+            self.latents.to(device),
+            self.latent_std.to(device),
+            {name: entry.to(device) for name, entry in self.condition.items()},
+            {name: entry.to(device) for name, entry in self.empty.items()},
+            self.drop,
+        )
 
     def identity(self) -> str:
         return _fingerprint(self.latents, *self.condition.values())
