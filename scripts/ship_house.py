@@ -3,11 +3,13 @@
     python scripts/ship_house.py runs/house-pixart/model pixart
 
 Weights are stored in float16 and still load in float32; a converted model keeps its `pared.json`,
-with the digests and the fingerprint of what is shipped.
+with the digests and the fingerprint of what is shipped. A file that another house model holds
+already, such as the autoencoder, becomes a link to it.
 """
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -24,6 +26,18 @@ def halve(path: Path) -> None:
     tensors = load_file(path)
     half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     save_file({k: v.contiguous() for k, v in half.items()}, path, metadata={"format": "pt"})
+
+
+def share(folder: Path) -> None:
+    """Put links in the place of weights that another house model holds, a part by itself first."""
+    others = [p for p in house.ROOT.rglob("*.safetensors") if not p.is_symlink()]
+    held = {checkpoint.digest(p): p for p in others if folder not in p.parents}
+    held |= {checkpoint.digest(p): p for p in others if p.parent.parent == house.ROOT}
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest = checkpoint.digest(path)
+        if (other := held.setdefault(digest, path)) != path:
+            path.unlink()
+            path.symlink_to(os.path.relpath(other, path.parent))
 
 
 def clean(path: Path) -> None:
@@ -73,7 +87,9 @@ def main() -> None:
 
     target = house.ROOT / options.name
     checkpoint.replaced_by(target, write)
-    size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
+    share(target)
+    files = [p for p in target.rglob("*") if p.is_file() and not p.is_symlink()]
+    size = sum(p.stat().st_size for p in files)
     print(f"{target}: {size / 2**20:.1f} MiB")
 
 

@@ -7,7 +7,7 @@ from tests.recipes.pipelines import pipeline
 from pared import anatomy
 from pared.anatomy import presets
 from pared.errors import InputError
-from pared.training.data import generator_for
+from pared.training.data import beside, generator_for
 from pared.worlds.datasets import Balanced, LatentData, balanced_weights, latents_of
 
 
@@ -44,6 +44,21 @@ def test_balanced_draws_by_the_generator_alone_and_shows_in_the_identity():
     assert torch.equal(first["index"], second["index"])
     other = Balanced(Numbers(), balanced_weights(["a", "b", "b", "b"], balance=1))
     assert data.identity() != other.identity() != "numbers"
+
+
+def test_data_small_beside_an_accelerators_memory_move_to_it(monkeypatch):
+    latents = torch.rand(3, 1, 2, 2)
+    held = LatentData(latents, latents, {"text": torch.rand(3, 2)}, {"text": torch.zeros(2)})
+    data = Balanced(held, torch.ones(3))
+    cuda, taken = torch.device("cuda"), []
+    monkeypatch.setattr(LatentData, "to", lambda self, device: taken.append(device) or self)
+    assert held.nbytes == data.nbytes == 4 * (12 + 12 + 6)
+    for free, moved in ((10 * data.nbytes, 0), (10 * data.nbytes + 10, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        beside(data, cuda)
+        assert len(taken) == moved
+    assert beside(data, torch.device("cpu")) is data
+    assert beside(Numbers(), cuda).batch([1], None) == {"index": [1]}
 
 
 # Data from pipelines -----------------------------------------------------------------------------
