@@ -1,10 +1,15 @@
 """Every replacement of attention on the same teachers, healed alike: one table for each family.
 
-    python benchmarks/attention_shelf.py                 # all house teachers that are shipped
+    python benchmarks/attention_shelf.py                 # all house teachers, best on a GPU
     python benchmarks/attention_shelf.py --family pixart --seeds 1
+    python benchmarks/attention_shelf.py --kept --speed  # what is done, with times at full size
 
 Writes results/attention.json. What is done is kept under runs/quality.
 """
+
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
 
 import quality
 import record
@@ -34,47 +39,77 @@ ARMS = {
     "sd3": COMMON | {"MM-EDiT": "mm-edit", "MM-EDiT, exact weight": "mm-edit:weight=exact"},
 }
 PRESETS = {"pixart": "pixart-sigma", "unet": "sd1.5", "sd3": "sd3.5-medium"}
+# What students of a family decide: slug and key of the claim, the rival, and the method.
+CLAIMS = {
+    "unet": [("clear", "distance-small-over-large", "CLEAR r=2", "CLEAR r=4")],
+    "sd3": [("mm-edit", "distance-sana-over-mm-edit", "SANA style", "MM-EDiT")],
+}
 # At full size CLEAR's disks are the paper's; the house grids are four times smaller.
 FULL_SIZE = {"clear:r=2": "clear:r=8", "clear:r=4": "clear:r=16"}
 
 
-def cost(family: str, spec: str, pixels: int) -> dict[str, float]:
-    """GMACs and measured speed-up of one block (of the whole U-Net) at full size."""
-    preset, spec = PRESETS[family], FULL_SIZE.get(spec, spec)
-    calls, found = {}, {}
-    for arm, methods in (("stock", []), (spec, [pared.parse(spec)])):
-        meta = presets.build(preset, device="meta")
-        pared.convert(meta, *methods)
-        reader = anatomy.of(meta)
-        with FlopCounterMode(display=False) as counter:
-            reader.denoise(meta, *reader.example(height=pixels // 8, width=pixels // 8))
-        found[arm] = counter.get_total_flops() / 2e9
-        layers = None if family == "unet" else 1
-        model = presets.build(preset, device="cpu", dtype=torch.bfloat16, layers=layers)
-        pared.convert(model, *methods)
-        real = anatomy.of(model)
-        example = real.example(height=pixels // 8, width=pixels // 8)
-        calls[arm] = torch.no_grad()(lambda r=real, m=model, e=example: r.denoise(m, *e))
-    timing = interleave(calls, rounds=2, warmup=1, base="stock")[spec]
-    return {
-        f"GMACs at {pixels}": round(found[spec], 1),
-        f"speed-up at {pixels}": round(timing.ratio, 2),
-    }
+def decided(family: str, done: dict[str, list[quality.Figures]], budget: str) -> None:
+    """Write the claims that students of a family decide, paired by seed."""
+    for slug, key, rival, ours in CLAIMS.get(family, ()):
+        seeds = range(min(len(done[rival]), len(done[ours])))
+        ratios = quality.ratios(done[rival][: len(seeds)], done[ours][: len(seeds)])
+        spread = statistics.stdev(ratios) if len(ratios) > 1 else None
+        note = (
+            f"relative output error on held-out pictures, {rival} over {ours}, each healed from "
+            f"house:{family} for {budget}; mean of ratios by seed"
+        )
+        found = record.claim(slug, key, statistics.mean(ratios), spread, seeds, note)
+        record.write(slug, [replace(found, machine=str(done[ours][0]["machine"]))])
+
+
+def cost(family: str, spec: str | None, pixels: int, timed: bool) -> dict[str, float]:
+    """GMACs at full size, and the measured speed-up of one block (of the whole U-Net)."""
+    spec = FULL_SIZE.get(spec or "", spec)
+    row = {f"GMACs at {pixels}": round(macs(family, spec, pixels) / 1e9, 1)}
+    if timed and spec:
+        calls = {"stock": call(family, None, pixels), spec: call(family, spec, pixels)}
+        timing = interleave(calls, rounds=2, warmup=1, base="stock")[spec]
+        row[f"speed-up at {pixels}"] = round(timing.ratio, 2)
+    return row
+
+
+def macs(family: str, spec: str | None, pixels: int) -> float:
+    """Multiply-adds of one call of the full preset."""
+    model = presets.build(PRESETS[family], device="meta")
+    pared.convert(model, *([pared.parse(spec)] if spec else []))
+    reader = anatomy.of(model)
+    with FlopCounterMode(display=False) as counter:
+        reader.denoise(model, *reader.example(height=pixels // 8, width=pixels // 8))
+    return counter.get_total_flops() / 2
+
+
+def call(family: str, spec: str | None, pixels: int) -> Callable[[], object]:
+    """A call of one block of the preset at full width, of the whole U-Net."""
+    layers = None if family == "unet" else 1
+    model = presets.build(PRESETS[family], device="cpu", dtype=torch.bfloat16, layers=layers)
+    pared.convert(model, *([pared.parse(spec)] if spec else []))
+    reader = anatomy.of(model)
+    example = reader.example(height=pixels // 8, width=pixels // 8)
+    return torch.no_grad()(lambda: reader.denoise(model, *example))
 
 
 def main() -> None:
     parser = quality.parser(__doc__)
     parser.add_argument("--family", choices=ARMS, help="one of them; by default all")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 2048])
+    parser.add_argument("--speed", action="store_true", help="time blocks at full size too")
     options = parser.parse_args()
     families = [options.family] if options.family else [f for f in ARMS if f in house.names()]
     for family in families:
         bench = quality.Bench(f"house:{family}", options)
-        rows = quality.table_of(bench.all_of(ARMS[family]))
-        for row in rows[1:]:
+        done = bench.all_of(ARMS[family])
+        rows = quality.table_of(done)
+        for row in rows:
             for pixels in options.sizes:
-                row |= cost(family, ARMS[family][row["model"]], pixels)
-        record.write("attention", (), {f"{family}, healed alike": rows})
+                row |= cost(family, ARMS[family].get(row["model"]), pixels, options.speed)
+        budget = f"{options.steps} steps of {options.batch_size}"
+        record.write("attention", (), {f"{family}, {budget}": rows})
+        decided(family, done, budget)
 
 
 if __name__ == "__main__":

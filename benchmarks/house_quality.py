@@ -9,6 +9,7 @@ Writes its tables into results/house.json.
 import argparse
 import datetime
 
+import painting
 import record
 import torch
 
@@ -20,7 +21,7 @@ from pared.worlds import emoji
 from pared.worlds.emoji import Emoji
 from pared.worlds.house import folder_of, names
 
-PIPELINES = ("pixart", "pixart-edit")
+PIPELINES = ("pixart", "sd3", "unet", "pixart-edit")
 
 
 class Examiner:
@@ -64,27 +65,6 @@ def reconstructed(vae, images: torch.Tensor) -> torch.Tensor:
     return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
 
 
-def painted(pipeline, captions: list[str], steps: int, guidance: float) -> torch.Tensor:
-    """One picture of each caption, from a noise of its own."""
-    found = []
-    for start in range(0, len(captions), 32):
-        prompts = captions[start : start + 32]
-        generators = [torch.Generator().manual_seed(start + i) for i in range(len(prompts))]
-        with torch.autocast(pipeline.device.type, torch.bfloat16):
-            pictures = pipeline(
-                prompts,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=generators,
-                use_resolution_binning=False,
-                clean_caption=False,
-                max_sequence_length=32,
-                output_type="pt",
-            ).images
-        found.append(pictures.float())
-    return torch.cat(found)
-
-
 def psnr(pictures: torch.Tensor, world: Emoji) -> float:
     """Mean over pictures, in dB."""
     error = (pictures - world.images.float() / 255).square().mean(dim=(1, 2, 3))
@@ -113,7 +93,7 @@ def main() -> None:
         rows.append(examiner.row("reconstructed by house:vae", split, world, again))
         for name, pipeline in pipelines.items():
             pipeline.set_progress_bar_config(disable=True)
-            pictures = painted(pipeline, world.captions, options.steps, options.guidance)
+            pictures = painting.painted(pipeline, world.captions, options.steps, options.guidance)
             rows.append(examiner.row(f"painted by house:{name}", split, world, pictures))
     conditions = {
         "command": record.command(),

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cuda makes tables of its own")
     options = parser.parse_args()
     if options.device != "cpu":
-        speed.on_accelerator("mm-edit", PRESET, ARMS, [512, 1024, 2048], options.device)
+        speed.on_accelerator("mm-edit", PRESET, ARMS, [512, 1024, 2048, 4096], options.device)
         return
     speed.blocks("mm-edit", PRESET, ARMS, [512, 1024, 2048], options.rounds)
     if not options.quick:

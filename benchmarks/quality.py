@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
+import record
 import torch
+from painting import painted
 
 import pared
 from pared.bench.alignment import retrieval
@@ -14,7 +17,7 @@ from pared.bench.distances import frechet, median_bandwidth, mmd
 from pared.bench.judge import judge_of
 from pared.checkpoint import load
 from pared.healing import heal, student_of, task_of
-from pared.layerwise import output_error
+from pared.layerwise import HeldOut
 from pared.method import denoiser, replace_denoiser
 from pared.worlds import emoji
 from pared.worlds.datasets import latents_of
@@ -22,7 +25,7 @@ from pared.worlds.house import folder_of
 
 DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
 
-Figures = dict[str, float]
+Figures = dict[str, float | str]
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -37,6 +40,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--only", nargs="*", metavar="SPEC", help="heal these and stop: for several processes"
     )
+    made.add_argument("--kept", action="store_true", help="heal nothing, show what is done")
     return made
 
 
@@ -60,7 +64,9 @@ class Bench:
         self.pipeline.set_progress_bar_config(disable=True)
         self.teacher, self.task = denoiser(self.pipeline), task_of(self.pipeline)
         self.judge = judge_of("house:judge")
-        self.data, self.held_out = self._data("train"), self._data("heldout")
+        self.data, held_out = self._data("train"), self._data("heldout")
+        count = len(held_out)
+        self.held_out = HeldOut(self.teacher, held_out, self.task, count, count, seed=12345)
         self.captions = emoji.load(size=None).captions
         train = emoji.load(split="train", size=None).captions
         self.prompts = train[:: max(1, len(train) // options.pictures)][: options.pictures]
@@ -73,37 +79,10 @@ class Bench:
     def features(self, model: torch.nn.Module) -> torch.Tensor:
         """The judge's view of one picture per prompt, on noise that is the same for every model."""
         replace_denoiser(self.pipeline, model.eval())
-        extra = {}
-        if "PixArt" in type(self.pipeline).__name__:
-            extra = {
-                "use_resolution_binning": False,
-                "clean_caption": False,
-                "max_sequence_length": 32,
-            }
-        found = []
-        for start in range(0, len(self.prompts), 32):
-            prompts = self.prompts[start : start + 32]
-            with torch.autocast(DEVICE.type, torch.bfloat16):
-                images = self.pipeline(
-                    prompts,
-                    num_inference_steps=self.options.sampling_steps,
-                    guidance_scale=1.0,  # the model's own distribution, and half the time
-                    generator=[
-                        torch.Generator().manual_seed(start + i) for i in range(len(prompts))
-                    ],
-                    height=64,
-                    width=64,
-                    output_type="pt",
-                    **extra,
-                ).images
-            found.append(self.judge.of_images(images.float()))
+        # Without guidance: the model's own distribution, and half the time.
+        images = painted(self.pipeline, self.prompts, self.options.sampling_steps, guidance=1.0)
         replace_denoiser(self.pipeline, self.teacher)
-        return torch.cat(found)
-
-    def error(self, model: torch.nn.Module) -> float:
-        """Relative squared distance to the teacher's prediction, on held-out pictures."""
-        count = len(self.held_out)
-        return output_error(model, self.teacher, self.held_out, self.task, count, count, seed=12345)
+        return self.judge.of_images(images)
 
     def measure(self, model: torch.nn.Module) -> Figures:
         """All figures of one model."""
@@ -114,29 +93,32 @@ class Bench:
         bandwidth = median_bandwidth(self.teacher_features)
         distance = mmd(features, self.teacher_features, bandwidth=bandwidth)
         return {
-            "output error": self.error(model),
+            "output error": self.held_out.error(model),
             "Frechet to teacher": frechet(features, self.teacher_features),
             "MMD to teacher x1000": 1000 * distance,
             "top-1": top[1],
             "top-5": top[5],
             "parameters": sum(p.numel() for p in model.parameters()),
+            "machine": record.describe_machine(DEVICE),
         }
+
+    def path(self, spec: str, seed: int) -> Path:
+        """Where the figures of a conversion are kept."""
+        return self.folder / f"{re.sub('[:=,]', '-', spec)}-{seed}.json"
 
     def healed(self, spec: str, seed: int) -> Figures:
         """The figures of a conversion, healed with the budget that all share; kept once done."""
-        options = self.options
-        name = f"{spec.replace(':', '-').replace('=', '-').replace(',', '-')}-{seed}"
-        path = self.folder / f"{name}.json"
+        options, path = self.options, self.path(spec, seed)
         if path.exists():
             return json.loads(path.read_text())
         torch.manual_seed(seed)
         student = pared.convert(student_of(self.teacher), pared.parse(spec))
-        before = self.error(student.eval())
+        before = self.held_out.error(student.eval())
         run = heal(
             student,
             self.teacher,
             self.data,
-            self.folder / name,
+            path.with_suffix(""),
             task=self.task,
             steps=options.steps,
             batch_size=options.batch_size,
@@ -153,11 +135,13 @@ class Bench:
 
     def all_of(self, arms: Mapping[str, str]) -> dict[str, list[Figures]]:
         """The teacher's figures and those of every arm by seed, by name."""
-        only = self.options.only
+        only, kept = self.options.only, self.options.kept
         done = {"teacher": [{"error before healing": 0.0} | self.measure(self.teacher)]}
         for seed in range(self.options.seeds):
             for arm, spec in arms.items():
                 if only is not None and spec not in only:
+                    continue
+                if kept and not self.path(spec, seed).exists():
                     continue
                 done.setdefault(arm, []).append(self.healed(spec, seed))
                 print(arm, seed, done[arm][-1], flush=True)
@@ -173,6 +157,9 @@ def table_of(done: dict[str, list[Figures]]) -> list[dict]:
         row: dict[str, object] = {"model": arm, "seeds": len(runs)}
         for key in runs[0]:
             values = [run[key] for run in runs]
+            if key == "machine":
+                row[key] = "; ".join(sorted(set(values)))
+                continue
             row[key] = round(statistics.mean(values), 5)
             if len(values) > 1 and key not in ("parameters", "error before healing"):
                 row[f"{key} sd"] = round(statistics.stdev(values), 5)

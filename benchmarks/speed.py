@@ -43,9 +43,11 @@ def blocks(
             preset, arms, [pixels], 1 if long else rounds, warmup=0 if long else 1, device=device
         )
         print(_row(points[-1]), points[-1].timings.verdict.notes, flush=True)
-    tokens = [point.tokens for point in points]
+    # An accelerator is idle most of the time on small pictures, and tells nothing of its growth.
+    telling = points if device == "cpu" else points[-2:]
+    tokens = [point.tokens for point in telling]
     exponents = {
-        arm: round(scaling.exponent(tokens, [p.timings[arm].median for p in points]), 3)
+        arm: round(scaling.exponent(tokens, [p.timings[arm].median for p in telling]), 3)
         for arm in arms
     }
     print("exponents", exponents, flush=True)
@@ -86,6 +88,7 @@ def whole_model(
     rounds: int,
     claim: str | None = None,
     device: str = "cpu",
+    compiled: bool = False,
 ) -> None:
     """One denoiser call of a full preset, converted against stock: claim and table row.
 
@@ -97,12 +100,15 @@ def whole_model(
         rounds: how often each is timed.
         claim: key of the claim that this decides.
         device: where the model lies; on an accelerator the table is called after it.
+        compiled: run the blocks of both through torch.compile.
     """
     calls, macs = {}, {}
     for arm, methods in (("softmax", []), (slug, method)):
         model = presets.build(preset, device=device, dtype=torch.bfloat16)
         pared.convert(model, *methods)
         family = anatomy.of(model)
+        for block in family.blocks if compiled else ():
+            block.module.compile()
         with torch.no_grad():
             family.denoise(model, *family.example(height=32, width=32))  # warm-up
         example = family.example(height=pixels // 8, width=pixels // 8)
@@ -127,7 +133,8 @@ def whole_model(
         note = f"one call of {preset}, random weights, bfloat16; {rounds} interleaved rounds"
         claims.append(record.claim(slug, claim, ours.ratio, spread, (0,), note))
     where = "" if device == "cpu" else f", {record.describe_machine(device)}"
-    record.write(slug, claims, {f"{preset} at {pixels} pixels{where}": [row]})
+    how = ", compiled" if compiled else ""
+    record.write(slug, claims, {f"{preset} at {pixels} pixels{how}{where}": [row]})
 
 
 def on_accelerator(
@@ -136,7 +143,8 @@ def on_accelerator(
     """Blocks at `sizes` and the whole model from 1024 pixels on, on an accelerator: minutes."""
     blocks(slug, preset, arms, sizes, 10, device=device)
     for pixels in (1024, 2048, 4096):
-        whole_model(slug, preset, arms[slug], pixels, 5, device=device)
+        for compiled in (False, True):
+            whole_model(slug, preset, arms[slug], pixels, 5, device=device, compiled=compiled)
 
 
 def _macs(preset: str, methods: list, pixels: int) -> int:

@@ -40,8 +40,11 @@ def pages() -> dict[str, str]:
         made[f"methods/{slug}.md"] = method(record)
         for name, curves in _curves(slug).items():
             made[f"methods/{_file(slug, name)}"] = drawn(name, curves)
-    if (house := results.read("house")) is not None:
-        made["house.md"] = house_models(house)
+    for name, page in MEASURED.items():
+        if (file := results.read(name)) is not None:
+            made[f"{name}.md"] = tables(*page, file)
+            for figure, curves in _curves(name).items():
+                made[_file(name, figure)] = drawn(figure, curves)
     return made
 
 
@@ -262,15 +265,11 @@ def _reproduction_row(record: Info, claim: Outcome) -> tuple[str, ...]:
     return (link, _safe(claim.text), paper, _ours(claim), claim.state, *where)
 
 
-# The house models -------------------------------------------------------------------------------
+# Tables that belong to no method ----------------------------------------------------------------
 
-
-def house_models(file: results.Results) -> str:
-    """The page of the house models' figures."""
-    parts = []
-    for name, table in file.tables.items():
-        parts += [f"## {_safe(name)}", _rows_table(table)]
-    return _page(
+# Title and introduction by the name of the result file.
+MEASURED = {
+    "house": (
         "House models, measured",
         "How well the [house models](worlds.md#house-models) do what they are for. *Retrieval*: "
         "does a picture find its own caption among all captions of the emoji world, by the judge, "
@@ -278,8 +277,36 @@ def house_models(file: results.Results) -> str:
         "reconstructions of them show what could be reached at best. Captions differ in little "
         "(skin tones, hairs, clock times), and flags differ by name alone, so top-5 says more than "
         "top-1.",
-        *parts,
-    )
+    ),
+    "attention": (
+        "The attention shelf",
+        "Every replacement of attention on the same house teachers, healed alike: as many steps, "
+        "as many pictures a step, each by the losses that its paper trains with. *Output error* is "
+        "the squared distance to the teacher's prediction over the teacher's own size, on pictures "
+        "that nothing was trained on, before healing and after. Frechet and MMD distances compare "
+        "the judge's features of painted pictures with those of the teacher's pictures on the same "
+        "noise; an unbiased MMD may fall below zero where nothing is left to tell. Top-1 and top-5 "
+        "say how often a painted picture finds its caption among all. Mind the size: on 256 tokens "
+        "nothing here pays in time (where it does, the page of each method shows), and a disk of "
+        "radius 4 sees a fifth of the picture.",
+    ),
+    "mixers": (
+        "Mixers against tokens",
+        "One attention layer alone, at the full width of its model, with random weights in "
+        "bfloat16: what it takes in seconds, and in memory beyond its weights and inputs, as the "
+        "picture grows. Softmax grows with the square of the tokens in time; nothing here keeps a "
+        "map of all pairs, softmax included.",
+    ),
+}
+
+
+def tables(title: str, introduction: str, file: results.Results) -> str:
+    """A page of tables."""
+    parts = []
+    for name, table in file.tables.items():
+        parts += [f"## {_safe(name)}", _rows_table(table)]
+    parts += [f"![{_safe(name)}]({_file(file.method, name)})" for name in _curves(file.method)]
+    return _page(title, introduction, *parts)
 
 
 # Curves -----------------------------------------------------------------------------------------
@@ -325,7 +352,7 @@ def _curves(slug: str) -> dict[str, dict[str, Any]]:
 
 
 def _file(slug: str, name: str) -> str:
-    return f"{slug}-{name.replace(' ', '-')}.svg"
+    return f"{slug}-{re.sub(r'[^a-zA-Z0-9.]+', '-', name)}.svg"
 
 
 # The command line -------------------------------------------------------------------------------

@@ -101,6 +101,8 @@ class Branch(nn.Module):
             return (x + y).float()
         if self.how == "breaks":
             torch._dynamo.graph_break()
+        if self.how == "forgets autocast" and torch.is_autocast_enabled("cpu"):
+            return x + 2 * y
         if self.how == "overflows" and y.dtype == torch.bfloat16:
             return x + y / 0
         return x + y
@@ -151,6 +153,7 @@ def test_a_good_method_passes(registered):
         (contract.contract_copy, Broken(how="shares"), "the original shares weights"),
         (contract.contract_copy, Broken(how="hidden"), "the copy's output differs"),
         (contract.contract_bfloat16, Broken(how="overflows"), "isn't finite"),
+        (contract.contract_autocast, Broken(how="forgets autocast"), "away from that in float32"),
         (contract.contract_refusal, Greedy(), "took a dit model without complaint"),
         (contract.contract_refusal, Rude(), "the refused model was changed"),
     ],

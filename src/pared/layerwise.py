@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pared import anatomy
 from pared.errors import InputError
 from pared.healing import student_of
 from pared.method import Conversion, convert, stack_of
-from pared.objectives.denoising import Denoising, condition_of
-from pared.objectives.layerwise import Layerwise, relative_error
+from pared.objectives.denoising import Denoising, Noised, condition_of
+from pared.objectives.layerwise import Layerwise
 from pared.training import TrainingSettings, train
 from pared.training.data import Dataset, generator_for
 
@@ -135,41 +135,46 @@ def assemble(
     return model
 
 
-@torch.no_grad()
-def output_error(
-    model: nn.Module,
-    teacher: nn.Module,
-    data: Dataset,
-    task: Denoising,
-    count: int = 64,
-    batch_size: int = 32,
-    seed: int = 0,
-) -> float:
-    """||model - teacher||^2 / ||teacher||^2 of the predictions on noised samples.
+class HeldOut:
+    """Noised samples and what the teacher predicts for them, to measure other models by.
 
     Args:
-        model: the denoiser in question.
-        teacher: the denoiser that it is held against.
+        teacher: the denoiser that others are held against.
         data: the first `count` samples are taken.
         task: how they are noised; the same times and noise for every model.
         count: samples, at most.
         batch_size: of them at once.
         seed: of times and noise.
     """
-    indices = torch.arange(min(count, len(data)))
-    device = next(model.parameters()).device
-    above = below = 0.0
-    for number, part in enumerate(indices.split(batch_size)):
-        generator = generator_for(seed, number)
-        batch = {k: v.to(device) for k, v in data.batch(part, generator).items()}
-        noised, condition = task.noised(batch, generator), condition_of(batch)
-        got, wanted = (
-            anatomy.of(m).denoise(m, noised.latents, noised.timestep, condition).float()
-            for m in (model, teacher)
-        )
-        scale = float(wanted.square().sum())
-        above, below = above + float(relative_error(got, wanted)) * scale, below + scale
-    return above / below
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        teacher: nn.Module,
+        data: Dataset,
+        task: Denoising,
+        count: int = 64,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        device = next(teacher.parameters()).device
+        self.batches: list[tuple[Noised, dict[str, Tensor]]] = []
+        for number, part in enumerate(torch.arange(min(count, len(data))).split(batch_size)):
+            generator = generator_for(seed, number)
+            batch = {k: v.to(device) for k, v in data.batch(part, generator).items()}
+            self.batches.append((task.noised(batch, generator), condition_of(batch)))
+        self.wanted = [_predicted(teacher, *batch) for batch in self.batches]
+
+    @torch.no_grad()
+    def error(self, model: nn.Module) -> float:
+        """||model - teacher||^2 / ||teacher||^2 of the predictions."""
+        got = [_predicted(model, *batch) for batch in self.batches]
+        above = sum(float((g - w).square().sum()) for g, w in zip(got, self.wanted, strict=True))
+        return above / sum(float(w.square().sum()) for w in self.wanted)
+
+
+def _predicted(model: nn.Module, noised: Noised, condition: dict[str, Tensor]) -> Tensor:
+    return anatomy.of(model).denoise(model, noised.latents, noised.timestep, condition).float()
 
 
 def search(
@@ -199,6 +204,7 @@ def search(
         progress: told (subsets done, subsets in all).
     """
     cost = cost or _multiply_adds
+    held_out = HeldOut(teacher, data, task, count)
     family = anatomy.of(teacher)
     paths = {claim.site for claim in method.claims(family) if claim.how == "replaces"}
     blocks = sorted({site.block for site in family.sites() if site.path in paths})
@@ -206,8 +212,7 @@ def search(
 
     def measured(layers: Sequence[int]) -> float:
         nonlocal done
-        model = assemble(teacher, healed, method, layers)
-        error = output_error(model, teacher, data, task, count)
+        error = held_out.error(assemble(teacher, healed, method, layers))
         done += 1
         if progress is not None:
             progress(done, total)

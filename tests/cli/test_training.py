@@ -135,6 +135,37 @@ def test_recipes_that_are_refused(refused, recipe, old, new, part):
     assert part in refused("train", recipe)
 
 
+def test_a_recipe_over_another(recipe):
+    longer = recipe.with_name("longer.toml")
+    longer.write_text("""
+extends = "toy.toml"
+name = "longer"
+[model.config]
+layers_per_block = 2
+[[stages]]
+size = 16
+training = { steps = 9 }
+""")
+    base, plan = recipes.read(recipe), recipes.read(longer, ["stages.0.training.steps=8"])
+    assert plan.name == "longer"
+    assert plan.model.config == base.model.config | {"layers_per_block": 2}
+    assert plan.objective == base.objective
+    assert [stage.training.steps for stage in plan.stages] == [8]
+
+
+@pytest.mark.parametrize(
+    "line, part",
+    [
+        ('extends = "other.toml"', "other.toml can't be read (No such file or directory)"),
+        ('extends = ["toy.toml"]', "extends: give the path of one recipe"),
+        ('extends = "toy.toml"', "toy.toml extends itself"),
+    ],
+)
+def test_extensions_that_are_refused(refused, recipe, line, part):
+    recipe.write_text(line + RECIPE)
+    assert part in refused("train", recipe)
+
+
 @pytest.mark.parametrize(
     "words, part",
     [

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from pared.anatomy import Family, Grid, Site, SiteKind
 from pared.attention.joint import Heads, JointProcessor, all_keys
-from pared.attention.mixing import Processor, TokenMixer
+from pared.attention.mixing import Processor, TokenMixer, projected
 from pared.errors import InputError
 from pared.info import Headline, Info
-from pared.nn.layout import merge_heads, split_heads
+from pared.nn.layout import merge_heads
 from pared.nn.local_attention import Disk, Shared, local_attention
 
 INFO = Info(
@@ -147,12 +147,7 @@ class ImageClear(Processor):
         self.seen = Neighbourhood(settings)
 
     def mix(self, attn: nn.Module, hidden_states: Tensor) -> Tensor:
-        q, k, v = (
-            split_heads(f(hidden_states), attn.heads) for f in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        if attn.norm_q is not None:
-            q, k = attn.norm_q(q), attn.norm_k(k)
-        image = Heads(q, k, v)
+        image = Heads(*projected(attn, hidden_states))
         return merge_heads(self.seen(image, None, self.grid, self.seen.scale(image)))
 
 

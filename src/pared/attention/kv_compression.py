@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pared.anatomy import Grid, Site
-from pared.attention.mixing import Processor, TokenMixer
+from pared.attention.mixing import Processor, TokenMixer, projected
 from pared.info import Info
-from pared.nn.layout import merge_heads, split_heads, to_map, to_tokens
+from pared.nn.layout import merge_heads, to_map, to_tokens
 
 INFO = Info(
     slug="kv-compression",
@@ -59,14 +59,8 @@ class CompressedSoftmaxAttention(Processor):
             self.pool.bias.zero_()
 
     def mix(self, attn: nn.Module, hidden_states: Tensor) -> Tensor:
-        q = split_heads(attn.to_q(hidden_states), attn.heads)
         pooled = self._pooled(hidden_states)
-        k, v = (
-            split_heads(attn.to_k(pooled), attn.heads),
-            split_heads(attn.to_v(pooled), attn.heads),
-        )
-        if attn.norm_q is not None:
-            q, k = attn.norm_q(q), attn.norm_k(k)
+        q, k, v = projected(attn, hidden_states, pooled, pooled)
         return merge_heads(F.scaled_dot_product_attention(q, k, v))
 
     def _pooled(self, x: Tensor) -> Tensor:

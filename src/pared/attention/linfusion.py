@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pared.anatomy import Grid, Site
-from pared.attention.mixing import Processor, TokenMixer, zero_
+from pared.attention.mixing import Processor, TokenMixer, projected, zero_
 from pared.errors import InputError
 from pared.info import Info
-from pared.nn.layout import merge_heads, split_heads
+from pared.nn.layout import merge_heads
 from pared.nn.linear_attention import clipped, full_precision
 
 INFO = Info(
@@ -63,11 +63,7 @@ class GeneralisedLinearAttention(Processor):
 
     def mix(self, attn: nn.Module, hidden_states: Tensor) -> Tensor:
         x = hidden_states
-        q = split_heads(attn.to_q(x + self.query_map(x)), attn.heads)
-        k = split_heads(attn.to_k(x + self.key_map(x)), attn.heads)
-        v = split_heads(attn.to_v(x), attn.heads)
-        if attn.norm_q is not None:
-            q, k = attn.norm_q(q), attn.norm_k(k)
+        q, k, v = projected(attn, x + self.query_map(x), x + self.key_map(x), x)
         return merge_heads(normalised_attention(F.elu(q) + 1, F.elu(k) + 1, v))
 
 

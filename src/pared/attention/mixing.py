@@ -11,6 +11,7 @@ from pared import anatomy
 from pared.anatomy import Family, Grid, Site, SiteKind
 from pared.errors import InputError
 from pared.method import Claim, Conversion
+from pared.nn.layout import split_heads
 
 
 class TokenMixer(Conversion):
@@ -97,6 +98,28 @@ class Processor(nn.Module):
         for layer in attn.to_out:  # a linear map, then dropout
             hidden_states = layer(hidden_states)
         return hidden_states
+
+
+def projected(
+    attn: Any, queries: Tensor, keys: Tensor | None = None, values: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value heads of an attention, normalised where it normalises them.
+
+    Args:
+        attn: has the projections and norms of a diffusers `Attention`.
+        queries: what queries are projected from, (batch, tokens, width).
+        keys: likewise; by default what queries are projected from.
+        values: likewise.
+
+    Returns:
+        Each (batch, heads, tokens, channels).
+    """
+    q = split_heads(attn.to_q(queries), attn.heads)
+    k = split_heads(attn.to_k(queries if keys is None else keys), attn.heads)
+    v = split_heads(attn.to_v(queries if values is None else values), attn.heads)
+    if attn.norm_q is not None:
+        q, k = attn.norm_q(q), attn.norm_k(k)
+    return q, k, v
 
 
 def largest_divisor(number: int, limit: int) -> int:

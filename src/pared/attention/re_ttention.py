@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from pared import anatomy
 from pared.anatomy import Family, Grid, Site
 from pared.attention.joint import Heads, JointProcessor, all_keys
-from pared.attention.mixing import Processor
+from pared.attention.mixing import Processor, projected
 from pared.errors import InputError
 from pared.info import Headline, Info
 from pared.method import Claim, Handle, RuntimeMethod, denoiser
 from pared.nn.banded_attention import Attended, banded_attention, dense_attention, merged
-from pared.nn.layout import merge_heads, split_heads
+from pared.nn.layout import merge_heads
 from pared.runtime import Clock
 
 INFO = Info(
@@ -252,14 +252,7 @@ class ReshapedAttention(Processor):
         self.reshape = reshape
 
     def mix(self, attn: nn.Module, hidden_states: Tensor) -> Tensor:
-        attn = cast(Any, attn)
-        q, k, v = (
-            split_heads(project(hidden_states), attn.heads)
-            for project in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        if attn.norm_q is not None:
-            q, k = attn.norm_q(q), attn.norm_k(k)
-        return merge_heads(self.reshape(Heads(q, k, v)))
+        return merge_heads(self.reshape(Heads(*projected(attn, hidden_states))))
 
 
 class ReshapedJointAttention(JointProcessor):

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from pared import anatomy
 from pared.anatomy import Family, Grid, Site, SiteKind
 from pared.attention.joint import Heads, JointProcessor, all_keys
-from pared.attention.mixing import Processor, TokenMixer, zero_
+from pared.attention.mixing import Processor, TokenMixer, projected, zero_
 from pared.info import Info
 from pared.method import Claim
-from pared.nn.layout import merge_heads, split_heads, to_map, to_tokens
+from pared.nn.layout import merge_heads, to_map, to_tokens
 from pared.nn.linear_attention import linear_attention
 
 INFO = Info(
@@ -83,11 +83,7 @@ class ReluLinearAttention(Processor):
     """Q = ReLU(W_q X), K = ReLU(W_k X), V = W_v X, and their linear attention."""
 
     def mix(self, attn: nn.Module, hidden_states: Tensor) -> Tensor:
-        q, k, v = (
-            split_heads(f(hidden_states), attn.heads) for f in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        if attn.norm_q is not None:
-            q, k = attn.norm_q(q), attn.norm_k(k)
+        q, k, v = projected(attn, hidden_states)
         return merge_heads(linear_attention(q.relu(), k.relu(), v))
 
 

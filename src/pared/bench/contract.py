@@ -188,6 +188,21 @@ def contract_bfloat16(method: Method, family: str) -> None:
     assert error < 0.1, f"the output is {error:.0%} away from that in float32"
 
 
+def contract_autocast(method: Method, family: str) -> None:
+    """It runs under autocast to bfloat16, with gradients and without, close to float32."""
+    wanted = _prepared_output(method, family, torch.float32)
+    model, attached = _prepared(method, family)
+    example = _example(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        with apply(model, *attached):
+            outputs = [anatomy.of(model).denoise(model, *example)]
+        outputs.append(_attached_output(model, attached, *example))
+    for output in outputs:
+        assert output.isfinite().all(), "the output isn't finite"
+        error = (output.float() - wanted).norm() / wanted.norm()
+        assert error < 0.1, f"the output is {error:.0%} away from that in float32"
+
+
 def contract_refusal(method: Method, family: str) -> None:
     """A family that the method doesn't serve is refused in one sentence, and left as it was."""
     model = _toy(family)
@@ -213,6 +228,7 @@ CONVERSIONS: tuple[Function, ...] = (
     contract_gradients,
     contract_copy,
     contract_bfloat16,
+    contract_autocast,
     contract_compile,
 )
 RUNTIME_METHODS: tuple[Function, ...] = (
@@ -220,6 +236,7 @@ RUNTIME_METHODS: tuple[Function, ...] = (
     contract_fresh_start,
     contract_batch,
     contract_bfloat16,
+    contract_autocast,
 )
 
 
