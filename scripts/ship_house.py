@@ -3,13 +3,12 @@
     python scripts/ship_house.py runs/house-pixart/model pixart
 
 Weights are stored in float16 and still load in float32; a converted model keeps its `pared.json`,
-with the digests and the fingerprint of what is shipped. A file that another house model holds
-already, such as the autoencoder, becomes a link to it.
+with the digests and the fingerprint of what is shipped. A part that another house model holds
+already, such as the autoencoder, is left out and named in `shared.json`.
 """
 
 import argparse
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -29,15 +28,24 @@ def halve(path: Path) -> None:
 
 
 def share(folder: Path) -> None:
-    """Put links in the place of weights that another house model holds, a part by itself first."""
-    others = [p for p in house.ROOT.rglob("*.safetensors") if not p.is_symlink()]
-    held = {checkpoint.digest(p): p for p in others if folder not in p.parents}
-    held |= {checkpoint.digest(p): p for p in others if p.parent.parent == house.ROOT}
-    for path in sorted(folder.rglob("*.safetensors")):
-        digest = checkpoint.digest(path)
-        if (other := held.setdefault(digest, path)) != path:
-            path.unlink()
-            path.symlink_to(os.path.relpath(other, path.parent))
+    """Leave out the parts that another house model holds, file by file the same, and say where."""
+    candidates = [p for p in (*house.ROOT.glob("*"), *house.ROOT.glob("*/*")) if p.parent != folder]
+    known = {contents(p): p for p in sorted(candidates, reverse=True) if p.is_dir()}
+    shared = {}
+    for part in sorted(p for p in folder.iterdir() if p.is_dir() and contents(p)):
+        if (other := known.setdefault(contents(part), part)) != part:
+            shutil.rmtree(part)
+            shared[part.name] = other.relative_to(house.ROOT).as_posix()
+    if shared:
+        (folder / house.SHARED).write_text(json.dumps(shared, indent=1) + "\n")
+
+
+def contents(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Names and digests of the files of a part; nothing where it has no weights."""
+    files = sorted(p for p in folder.glob("*") if p.is_file())
+    if not any(p.suffix == ".safetensors" for p in files):
+        return ()
+    return tuple((p.name, checkpoint.digest(p)) for p in files)
 
 
 def clean(path: Path) -> None:
@@ -75,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="folder of the trained model")
     parser.add_argument("name", help="its name among the house models, e.g. pixart")
+    parser.add_argument("--whole", action="store_true", help="keep a copy of shared parts")
     options = parser.parse_args()
 
     def write(folder: Path) -> None:
@@ -87,9 +96,9 @@ def main() -> None:
 
     target = house.ROOT / options.name
     checkpoint.replaced_by(target, write)
-    share(target)
-    files = [p for p in target.rglob("*") if p.is_file() and not p.is_symlink()]
-    size = sum(p.stat().st_size for p in files)
+    if not options.whole:
+        share(target)
+    size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
     print(f"{target}: {size / 2**20:.1f} MiB")
 
 

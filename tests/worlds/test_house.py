@@ -1,5 +1,7 @@
 """The shipped models: opened by plain diffusers, of the promised size, and better than chance."""
 
+import filecmp
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -41,9 +43,39 @@ def test_plain_diffusers_opens_the_teachers_without_pared(tmp_path, name):
 
 
 def test_weights_fit_the_repository():
-    files = [p for p in house.ROOT.rglob("*.safetensors") if not p.is_symlink()]
-    sizes = [p.stat().st_size for p in files]
+    sizes = [p.stat().st_size for p in house.ROOT.rglob("*.safetensors")]
     assert max(sizes) < 40e6 and sum(sizes) < 135e6
+
+
+@pytest.mark.parametrize("name", ["pixart-edit", "sd3", "unet"])
+def test_models_with_shared_parts_are_put_together_once(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.cached_assets_path", lambda *names: tmp_path)
+    folder = Path(house.folder_of(f"house:{name}"))
+    assert folder.parent == tmp_path
+    assert house.folder_of(f"house:{name}") == str(folder)
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = {name for name, cls in index.items() if isinstance(cls, list) and cls[0]}
+    assert parts == {p.name for p in folder.iterdir() if p.is_dir()}
+
+
+def test_where_links_are_refused_files_are_copied(tmp_path, monkeypatch):
+    def refused(self, target):
+        raise OSError("no privilege")
+
+    monkeypatch.setattr("huggingface_hub.cached_assets_path", lambda *names: tmp_path)
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    folder = Path(house.folder_of("house:unet"))
+    assert not any(p.is_symlink() for p in folder.rglob("*"))
+    assert filecmp.cmp(
+        folder / "vae" / "config.json", house.ROOT / "vae" / "config.json", shallow=False
+    )
+
+
+def test_a_cache_that_cant_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.cached_assets_path", lambda *names: tmp_path / "missing")
+    with pytest.raises(InputError, match=r"house:sd3 has to be put together .* set HF_HOME"):
+        house.folder_of("house:sd3")
 
 
 def test_autoencoder_keeps_the_pictures():

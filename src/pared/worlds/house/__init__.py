@@ -2,13 +2,22 @@
 
 `folder_of("house:pixart")` is the folder of a shipped model; any other name is taken as a folder or
 hub id as it is.
+
+Pipelines share the autoencoder and the text encoder. Their folders hold what is their own, and
+`shared.json` says where the rest lies; `folder_of` puts the whole together in the cache.
 """
 
+import hashlib
+import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 from pared.errors import InputError
 
 ROOT = Path(__file__).parent
+SHARED = "shared.json"
 
 
 def names() -> list[str]:
@@ -20,7 +29,7 @@ def folder_of(name: str) -> str:
     """The folder behind `house:NAME`; other names come back unchanged.
 
     Raises:
-        InputError: no house model of that name is shipped.
+        InputError: no house model of that name is shipped, or there is no cache to write to.
     """
     if not name.startswith("house:"):
         return name
@@ -28,4 +37,51 @@ def folder_of(name: str) -> str:
     if short not in names():
         shipped = ", ".join(f"house:{known}" for known in names())
         raise InputError(f"there is no house model {name!r}; shipped are {shipped}.")
-    return str(ROOT / short)
+    folder = ROOT / short
+    return str(_whole(folder) if (folder / SHARED).exists() else folder)
+
+
+def _whole(folder: Path) -> Path:
+    """An ordinary folder in the cache, of a model's own parts and those that it shares."""
+    from huggingface_hub import cached_assets_path
+
+    shared = json.loads((folder / SHARED).read_text())
+    own = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != SHARED]
+    files = {p.relative_to(folder): p for p in own}
+    for part, place in shared.items():
+        files |= {Path(part, p.name): p for p in sorted((ROOT / place).iterdir()) if p.is_file()}
+    states = {
+        str(name): (str(p), p.stat().st_size, p.stat().st_mtime_ns) for name, p in files.items()
+    }
+    digest = hashlib.sha256(repr(states).encode()).hexdigest()[:12]
+    try:
+        cache = Path(cached_assets_path("pared", "house"))
+        target = cache / f"{folder.name}-{digest}"
+        if not target.exists():
+            partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=cache))
+            for name, source in files.items():
+                (partial / name).parent.mkdir(exist_ok=True)
+                _link(source, partial / name)
+            _rename(partial, target)
+    except OSError as error:
+        raise InputError(
+            f"house:{folder.name} has to be put together in the cache, which can't be written "
+            f"({error.strerror}); set HF_HOME to a folder that can."
+        ) from None
+    return target
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source)
+    except OSError:  # Windows lets few people link
+        shutil.copyfile(source, target)
+
+
+def _rename(partial: Path, target: Path) -> None:
+    try:
+        os.rename(partial, target)
+    except OSError:
+        shutil.rmtree(partial)
+        if not target.exists():  # otherwise another process was faster, with the same files
+            raise
