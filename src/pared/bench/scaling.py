@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,10 @@ class Point:
     timings: Timings
 
 
+class _Caught(Exception):
+    """Ends a call of a model as soon as the inputs of its block are known."""
+
+
 class Block:
     """One block of a preset at full width, with random weights, ready to be called at any size."""
 
@@ -53,10 +58,11 @@ class Block:
 
         def catch(module: nn.Module, args: tuple, kwargs: dict) -> None:
             caught.append((args, kwargs))
+            raise _Caught  # computing on would take as long as what is to be timed
 
         hook = block.module.register_forward_pre_hook(catch, with_kwargs=True)
         example = self.family.example(height=side, width=side)
-        with torch.no_grad():
+        with torch.no_grad(), suppress(_Caught):
             self.family.denoise(self.model, *example)
         hook.remove()
         args, kwargs = caught[0]
@@ -80,7 +86,6 @@ def measure(
     warmup: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cpu",
-    progress: Callable[[int], None] | None = None,
 ) -> list[Point]:
     """Time one block of `preset` for every arm and size, arms interleaved within a size.
 
@@ -92,13 +97,10 @@ def measure(
         warmup: rounds before them that don't count.
         dtype: of weights and activations.
         device: of the block.
-        progress: called with the size that is about to be measured.
     """
     blocks = {name: Block(preset, methods, dtype, device) for name, methods in arms.items()}
     points = []
     for pixels in sizes:
-        if progress is not None:
-            progress(pixels)
         calls, tokens = {}, 0
         for name, block in blocks.items():
             calls[name], seen = block.call_at(pixels)
