@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=384, help="training prompts to paint")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--guidance", type=float, default=4.5)
+    parser.add_argument("--guidance", type=float, default=2.0)
     options = parser.parse_args()
     examiner = Examiner()
     pipelines = {name: load(folder_of(f"house:{name}")) for name in PIPELINES if name in names()}
