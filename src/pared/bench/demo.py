@@ -32,6 +32,8 @@ PROMPTS = (
     "green apple",
     "rocket",
 )
+# Small models that know their pictures well want little guidance.
+GUIDANCE = 2.0
 # The block whose cost decides at the sizes people pay for.
 BLOCK, SIZES = "pixart-sigma", (256, 512, 1024, 2048)
 # Pictures that live healing learns from; encoding more would take longer than the healing.
@@ -79,6 +81,7 @@ def demonstrate(
         base="teacher",
         prompts=PROMPTS,
         steps=settings.steps,
+        guidance=GUIDANCE,
         rounds=3,
         batch_size=len(PROMPTS),
         captions=emoji.load(size=None).captions,
