@@ -48,7 +48,8 @@ def main() -> None:
         f"relative output error on held-out pictures after {options.steps} healing steps of "
         f"{options.batch_size} from the house teacher, every method alike; mean of ratios by seed"
     )
-    tables = {"healed alike": quality.table_of(done)}
+    table = f"healed alike from house:pixart, {options.steps} steps of {options.batch_size}"
+    tables = {table: quality.table_of(done)}
     print(record.write("edit", claims_of(done, note), tables))
 
 
