@@ -7,14 +7,12 @@
 Writes results/attention.json. What is done is kept under runs/quality.
 """
 
-import statistics
 from collections.abc import Callable
-from dataclasses import replace
 
 import quality
 import record
+import speed
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import pared
 from pared import anatomy
@@ -51,36 +49,23 @@ FULL_SIZE = {"clear:r=2": "clear:r=8", "clear:r=4": "clear:r=16"}
 def decided(family: str, done: dict[str, list[quality.Figures]], budget: str) -> None:
     """Write the claims that students of a family decide, paired by seed."""
     for slug, key, rival, ours in CLAIMS.get(family, ()):
-        seeds = range(min(len(done[rival]), len(done[ours])))
-        ratios = quality.ratios(done[rival][: len(seeds)], done[ours][: len(seeds)])
-        spread = statistics.stdev(ratios) if len(ratios) > 1 else None
         note = (
             f"relative output error on held-out pictures, {rival} over {ours}, each healed from "
             f"house:{family} for {budget}; mean of ratios by seed"
         )
-        found = record.claim(slug, key, statistics.mean(ratios), spread, seeds, note)
-        record.write(slug, [replace(found, machine=str(done[ours][0]["machine"]))])
+        record.write(slug, [quality.claim_of(slug, key, done[rival], done[ours], note)])
 
 
 def cost(family: str, spec: str | None, pixels: int, timed: bool) -> dict[str, float]:
     """GMACs at full size, and the measured speed-up of one block (of the whole U-Net)."""
     spec = FULL_SIZE.get(spec or "", spec)
-    row = {f"GMACs at {pixels}": round(macs(family, spec, pixels) / 1e9, 1)}
+    methods = [pared.parse(spec)] if spec else []
+    row = {f"GMACs at {pixels}": round(speed.macs(PRESETS[family], methods, pixels) / 1e9, 1)}
     if timed and spec:
         calls = {"stock": call(family, None, pixels), spec: call(family, spec, pixels)}
         timing = interleave(calls, rounds=2, warmup=1, base="stock")[spec]
         row[f"speed-up at {pixels}"] = round(timing.ratio, 2)
     return row
-
-
-def macs(family: str, spec: str | None, pixels: int) -> float:
-    """Multiply-adds of one call of the full preset."""
-    model = presets.build(PRESETS[family], device="meta")
-    pared.convert(model, *([pared.parse(spec)] if spec else []))
-    reader = anatomy.of(model)
-    with FlopCounterMode(display=False) as counter:
-        reader.denoise(model, *reader.example(height=pixels // 8, width=pixels // 8))
-    return counter.get_total_flops() / 2
 
 
 def call(family: str, spec: str | None, pixels: int) -> Callable[[], object]:

@@ -7,8 +7,6 @@ Writes the claims and the comparison table into results/edit.json. Every (method
 leaves a file under runs/quality, so the script may be stopped and started at will.
 """
 
-import statistics
-
 import quality
 import record
 
@@ -29,15 +27,8 @@ CLAIMS = {
 
 def claims_of(done: dict[str, list[quality.Figures]], note: str) -> list:
     """How much farther from the teacher each rival ends than EDiT, paired by seed."""
-    found = []
-    for key, arm in CLAIMS.items():
-        ratios = quality.ratios(done[arm], done["EDiT (CF,SC,SC)"])
-        spread = statistics.stdev(ratios) if len(ratios) > 1 else None
-        seeds = tuple(range(len(ratios)))
-        found.append(
-            record.claim("edit", key, statistics.mean(ratios), spread, seeds, note, quality.DEVICE)
-        )
-    return found
+    ours = done["EDiT (CF,SC,SC)"]
+    return [quality.claim_of("edit", key, done[arm], ours, note) for key, arm in CLAIMS.items()]
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import torch
 from painting import painted
 
 import pared
+from pared import results
 from pared.bench.alignment import retrieval
 from pared.bench.distances import frechet, median_bandwidth, mmd
 from pared.bench.judge import judge_of
@@ -165,6 +166,18 @@ def table_of(done: dict[str, list[Figures]]) -> list[dict]:
                 row[f"{key} sd"] = round(statistics.stdev(values), 5)
         rows.append(row)
     return rows
+
+
+def claim_of(
+    slug: str, key: str, rival: list[Figures], ours: list[Figures], note: str
+) -> results.Measured:
+    """The claim that a rival ends farther from the teacher, over the seeds that both have."""
+    count = min(len(rival), len(ours))
+    found = ratios(rival[:count], ours[:count])
+    spread = statistics.stdev(found) if count > 1 else None
+    # Kept figures may come from another machine than the one that sums them up.
+    machine = str(ours[0]["machine"])
+    return record.claim(slug, key, statistics.mean(found), spread, range(count), note, machine)
 
 
 def ratios(rival: list[Figures], ours: list[Figures], key: str = "output error") -> list[float]:

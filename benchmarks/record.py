@@ -25,7 +25,7 @@ def claim(
     spread: float | None,
     seeds: Sequence[int],
     note: str = "",
-    device: str | torch.device = "cpu",
+    machine: str | None = None,
 ) -> results.Measured:
     """A measured claim: words, value and bound from the method's record, conditions from here."""
     headline = next(h for h in info.get(slug).headlines if h.key == key)
@@ -40,7 +40,7 @@ def claim(
         bound=headline.bound,
         holds=holds,
         command=command(),
-        machine=describe_machine(device),
+        machine=machine or describe_machine(),
         seeds=tuple(seeds),
         commit=commit(),
         date=datetime.date.today().isoformat(),

@@ -102,7 +102,7 @@ def whole_model(
         device: where the model lies; on an accelerator the table is called after it.
         compiled: run the blocks of both through torch.compile.
     """
-    calls, macs = {}, {}
+    calls, counts = {}, {}
     for arm, methods in (("softmax", []), (slug, method)):
         model = presets.build(preset, device=device, dtype=torch.bfloat16)
         pared.convert(model, *methods)
@@ -113,7 +113,7 @@ def whole_model(
             family.denoise(model, *family.example(height=32, width=32))  # warm-up
         example = family.example(height=pixels // 8, width=pixels // 8)
         calls[arm] = torch.no_grad()(lambda f=family, m=model, e=example: f.denoise(m, *e))
-        macs[arm] = _macs(preset, methods, pixels)
+        counts[arm] = macs(preset, methods, pixels)
     warmup = 0 if device == "cpu" else 2
     timings = interleave(calls, rounds=rounds, warmup=warmup, base="softmax")
     rate = floor(device)
@@ -121,7 +121,7 @@ def whole_model(
     for arm, timing in timings.items():
         row[f"{arm} (s)"] = float(f"{timing.median:.3g}")
         row[f"{arm} over GEMM floor"] = round(
-            timing.median / rate.seconds(2 * macs[arm], 0, torch.bfloat16), 2
+            timing.median / rate.seconds(2 * counts[arm], 0, torch.bfloat16), 2
         )
     ours = timings[slug]
     row["speed-up"] = round(ours.ratio, 2)
@@ -147,7 +147,8 @@ def on_accelerator(
             whole_model(slug, preset, arms[slug], pixels, 5, device=device, compiled=compiled)
 
 
-def _macs(preset: str, methods: list, pixels: int) -> int:
+def macs(preset: str, methods: list, pixels: int) -> int:
+    """Multiply-adds of one call of a full preset."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = presets.build(preset, device="meta")
