@@ -2,11 +2,13 @@
 
     python benchmarks/attention_shelf.py                 # all house teachers, best on a GPU
     python benchmarks/attention_shelf.py --family pixart --seeds 1
-    python benchmarks/attention_shelf.py --kept --speed  # what is done, with times at full size
+    python benchmarks/attention_shelf.py --speed         # time and memory at full size, no healing
 
-Writes results/attention.json. What is done is kept under runs/quality.
+Writes results/attention.json: healing writes the rows of a family, `--speed` adds columns to them.
+What is done is kept under runs/quality.
 """
 
+import time
 from collections.abc import Callable
 
 import quality
@@ -15,9 +17,9 @@ import speed
 import torch
 
 import pared
-from pared import anatomy
+from pared import anatomy, results
 from pared.anatomy import presets
-from pared.bench.timing import interleave
+from pared.bench.timing import interleave, peak_memory
 from pared.worlds import house
 
 COMMON = {
@@ -42,6 +44,8 @@ CLAIMS = {
     "unet": [("clear", "distance-small-over-large", "CLEAR r=2", "CLEAR r=4")],
     "sd3": [("mm-edit", "distance-sana-over-mm-edit", "SANA style", "MM-EDiT")],
 }
+# Calls that take longer, in seconds, are told by their first.
+LONG = 60
 # At full size CLEAR's disks are the paper's; the house grids are four times smaller.
 FULL_SIZE = {"clear:r=2": "clear:r=8", "clear:r=4": "clear:r=16"}
 
@@ -56,16 +60,39 @@ def decided(family: str, done: dict[str, list[quality.Figures]], budget: str) ->
         record.write(slug, [quality.claim_of(slug, key, done[rival], done[ours], note)])
 
 
-def cost(family: str, spec: str | None, pixels: int, timed: bool) -> dict[str, float]:
-    """GMACs at full size, and the measured speed-up of one block (of the whole U-Net)."""
-    spec = FULL_SIZE.get(spec or "", spec)
-    methods = [pared.parse(spec)] if spec else []
-    row = {f"GMACs at {pixels}": round(speed.macs(PRESETS[family], methods, pixels) / 1e9, 1)}
-    if timed and spec:
-        calls = {"stock": call(family, None, pixels), spec: call(family, spec, pixels)}
-        timing = interleave(calls, rounds=2, warmup=1, base="stock")[spec]
-        row[f"speed-up at {pixels}"] = round(timing.ratio, 2)
-    return row
+def spec_at_full_size(family: str, model: str) -> str | None:
+    """What a row of the table stands for at full size; None for the teacher."""
+    spec = ARMS[family].get(model)
+    return FULL_SIZE.get(spec or "", spec)
+
+
+def count(family: str, spec: str | None, pixels: int) -> float:
+    """GMACs of one call of the full preset."""
+    return round(speed.macs(PRESETS[family], [pared.parse(spec)] if spec else [], pixels) / 1e9, 1)
+
+
+def speeds(family: str, pixels: int) -> dict[str, dict[str, float]]:
+    """Speed-up over the stock model and peak memory at a size, by row."""
+    arms = ["teacher", *ARMS[family]]
+    calls = {arm: call(family, spec_at_full_size(family, arm), pixels) for arm in arms}
+    memory, first = {}, {}
+    for arm in arms:
+        start = time.perf_counter()
+        memory[arm] = peak_memory(calls[arm])
+        first[arm] = time.perf_counter() - start
+    if first["teacher"] < LONG:
+        timings = interleave(calls, rounds=3, warmup=0, base="teacher")
+        ratios = {arm: timings[arm].ratio for arm in arms}
+        print(timings.verdict.notes, flush=True)
+    else:
+        ratios = {arm: first["teacher"] / first[arm] for arm in arms}
+    return {
+        arm: {
+            f"speed-up at {pixels}": round(ratios[arm], 2),
+            f"peak MiB at {pixels}": round(memory[arm] / 2**20),
+        }
+        for arm in arms
+    }
 
 
 def call(family: str, spec: str | None, pixels: int) -> Callable[[], object]:
@@ -78,20 +105,39 @@ def call(family: str, spec: str | None, pixels: int) -> Callable[[], object]:
     return torch.no_grad()(lambda: reader.denoise(model, *example))
 
 
+def add_speeds(family: str, sizes: list[int]) -> None:
+    """Add what full size costs to the family's rows in the results."""
+    file = results.read("attention", record.ROOT / "results")
+    names = [n for n in (file.tables if file else {}) if n.startswith(f"{family},")]
+    if not names:
+        raise SystemExit(f"results/attention.json has no rows of {family} yet; heal them first.")
+    tables = {name: [dict(row) for row in file.tables[name]] for name in names}
+    for pixels in sizes:
+        found = speeds(family, pixels)
+        for rows in tables.values():
+            for row in rows:
+                row |= found.get(row["model"], {})
+        print(family, pixels, found, flush=True)
+        record.write("attention", (), tables)
+
+
 def main() -> None:
     parser = quality.parser(__doc__)
     parser.add_argument("--family", choices=ARMS, help="one of them; by default all")
     parser.add_argument("--sizes", type=int, nargs="*", default=[1024, 2048])
-    parser.add_argument("--speed", action="store_true", help="time blocks at full size too")
+    parser.add_argument("--speed", action="store_true", help="time full size, heal nothing")
     options = parser.parse_args()
     families = [options.family] if options.family else [f for f in ARMS if f in house.names()]
     for family in families:
+        if options.speed:
+            add_speeds(family, options.sizes)
+            continue
         bench = quality.Bench(f"house:{family}", options)
         done = bench.all_of(ARMS[family])
         rows = quality.table_of(done)
         for row in rows:
-            for pixels in options.sizes:
-                row |= cost(family, ARMS[family].get(row["model"]), pixels, options.speed)
+            spec = spec_at_full_size(family, row["model"])
+            row |= {f"GMACs at {pixels}": count(family, spec, pixels) for pixels in options.sizes}
         budget = f"{options.steps} steps of {options.batch_size}"
         record.write("attention", (), {f"{family}, {budget}": rows})
         decided(family, done, budget)

@@ -234,6 +234,21 @@ def test_refusals():
         pared.apply(bare, QUICK)
 
 
+def test_chosen_layers_alone_are_worked_on():
+    model = presets.build("toy:pixart", device="cpu")
+    sites = anatomy.of(model).sites("self_attention")
+    plain = [site.module.processor for site in sites]
+    with pared.apply(model, pared.Rettention(layers=(1,))):
+        changed = [a.module.processor is not b for a, b in zip(sites, plain, strict=True)]
+        assert changed == [False, True]
+    # A layer that a conversion replaced is no obstacle to the others.
+    pared.convert(model, EDiT(layers=(0,)))
+    with pared.apply(model, pared.Rettention(layers=(1,))):
+        pass
+    with pytest.raises(InputError, match=r"re-ttention: layers=\[7\] have no"):
+        pared.apply(model, pared.Rettention(layers=(7,)))
+
+
 # On a trained model -----------------------------------------------------------------------------
 
 PROMPTS = [

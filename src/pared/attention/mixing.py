@@ -39,18 +39,7 @@ class TokenMixer(Conversion):
         Raises:
             InputError: a chosen layer doesn't exist or has no such attention.
         """
-        found = family.sites(*self.kinds)
-        if self.layers is None:
-            return found
-        missing = sorted(set(self.layers) - {s.block for s in found})
-        if missing:
-            has = ", ".join(str(block) for block in sorted({s.block for s in found})) or "none"
-            what = " or ".join(kind.replace("_", " ") for kind in self.kinds)
-            raise InputError(
-                f"{self.info.slug}: layers={missing} have no {what} of the image in "
-                f"{type(family.model).__name__}; those that have one are {has}."
-            )
-        return [s for s in found if s.block in self.layers]
+        return chosen(family, self.info.slug, self.kinds, self.layers)
 
     def claims(self, family: Family) -> list[Claim]:
         return [Claim(site.path, "replaces") for site in self.sites(family)]
@@ -66,6 +55,28 @@ class TokenMixer(Conversion):
         from pared.objectives.distillation import Distillation
 
         return Distillation()
+
+
+def chosen(
+    family: Family, slug: str, kinds: tuple[SiteKind, ...], layers: tuple[int, ...] | None
+) -> list[Site]:
+    """The sites of some kinds in the blocks of the given indices, in all blocks for None.
+
+    Raises:
+        InputError: a chosen layer doesn't exist or has no such site; the message names the method.
+    """
+    found = family.sites(*kinds)
+    if layers is None:
+        return found
+    missing = sorted(set(layers) - {s.block for s in found})
+    if missing:
+        has = ", ".join(str(block) for block in sorted({s.block for s in found})) or "none"
+        what = " or ".join(kind.replace("_", " ") for kind in kinds)
+        raise InputError(
+            f"{slug}: layers={missing} have no {what} of the image in "
+            f"{type(family.model).__name__}; those that have one are {has}."
+        )
+    return [s for s in found if s.block in layers]
 
 
 class Processor(nn.Module):

@@ -137,6 +137,10 @@ class HybridAttention(JointProcessor):
         return q.new_tensor(image / (image + text_key.shape[-2]), dtype=torch.float32)
 
 
+# Their products with the prompt are the one map that the exact weight makes.
+QUERIES_AT_ONCE = 4096
+
+
 def exact_weight(q: Tensor, k: Tensor, soft_query: Tensor, text_key: Tensor) -> Tensor:
     """S / (S + Z): the linear denominator S against the softmax denominator Z over the prompt.
 
@@ -154,8 +158,14 @@ def exact_weight(q: Tensor, k: Tensor, soft_query: Tensor, text_key: Tensor) -> 
     """
     with full_precision(q):
         precise = torch.promote_types(q.dtype, torch.float32)
-        q, k, soft_query, text_key = (x.to(precise) for x in (q, k, soft_query, text_key))
-        s = q @ k.sum(dim=-2).unsqueeze(-1)
-        logits = soft_query @ text_key.transpose(-1, -2) * soft_query.shape[-1] ** -0.5
-        # A query without features has S = 0; the floor keeps its gradient finite.
-        return torch.sigmoid(s.clamp(min=1e-30).log() - logits.logsumexp(dim=-1, keepdim=True))
+        sum_k, text_key = k.to(precise).sum(dim=-2).unsqueeze(-1), text_key.to(precise)
+        parts = []
+        for some_q, some_soft in zip(
+            q.split(QUERIES_AT_ONCE, -2), soft_query.split(QUERIES_AT_ONCE, -2), strict=True
+        ):
+            s = some_q.to(precise) @ sum_k
+            logits = some_soft.to(precise) @ text_key.mT * soft_query.shape[-1] ** -0.5
+            # A query without features has S = 0; the floor keeps its gradient finite.
+            log_s = s.clamp(min=1e-30).log()
+            parts.append(torch.sigmoid(log_s - logits.logsumexp(dim=-1, keepdim=True)))
+        return torch.cat(parts, dim=-2)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from pared import anatomy
 from pared.anatomy import Family, Grid, Site
 from pared.attention.joint import Heads, JointProcessor, all_keys
-from pared.attention.mixing import Processor, projected
+from pared.attention.mixing import Processor, chosen, projected
 from pared.errors import InputError
 from pared.info import Headline, Info
 from pared.method import Claim, Handle, RuntimeMethod, denoiser
@@ -89,6 +89,9 @@ class Rettention(RuntimeMethod):
     interval: int = Field(default=5, ge=1, description="P, steps from one cache step to the next")
     ramp: float = Field(default=0.04, ge=0, description="lambda, growth of rho per sparse step")
     clamp: bool = Field(default=True, description="keep rho from growing beyond 1")
+    layers: tuple[int, ...] | None = Field(
+        default=None, description="indices of the blocks to work on, through the model; None: all"
+    )
 
     def mode(self, step: int) -> Mode:
         """What happens at a step (from 0): T = 20 gives full steps 0 to 5, 10 and 15."""
@@ -101,11 +104,15 @@ class Rettention(RuntimeMethod):
         return tokens - 1 if self.keep == 1 else max(1, int(self.keep * tokens) // 2)
 
     def claims(self, family: Family) -> list[Claim]:
-        return [Claim(site.path, "reuses", "map") for site in _sites(family)]
+        return [Claim(site.path, "reuses", "map") for site in self.sites(family)]
+
+    def sites(self, family: Family) -> list[Site]:
+        """The attentions of the chosen layers."""
+        return chosen(family, self.info.slug, ("self_attention", "joint_attention"), self.layers)
 
     def attach(self, pipeline: Any) -> Handle:
         family = anatomy.of(denoiser(pipeline))
-        sites = _sites(family)
+        sites = self.sites(family)
         for site in sites:
             _require_plain(site)
         with ExitStack() as undo:
@@ -117,10 +124,6 @@ class Rettention(RuntimeMethod):
                 undo.callback(attn.set_processor, attn.processor)
                 attn.set_processor(Switch(plan, attn.processor, ours))
             return Handle(undo.pop_all(), (self,), plan.clock.stats)
-
-
-def _sites(family: Family) -> list[Site]:
-    return family.sites("self_attention", "joint_attention")
 
 
 def _require_plain(site: Site) -> None:

@@ -30,6 +30,8 @@ from torch import Tensor
 # query; larger ones the reverse. From 16 x 16 queries on the copies cost nothing beside the
 # products, and below 8 x 8 they cost more.
 SMALLEST_TILE, LARGEST_TILE = 8, 16
+# Tiles of a row that are computed together: their keys should stay in the processor's cache.
+TILES_AT_ONCE = 8
 
 
 class Disk(NamedTuple):
@@ -150,18 +152,21 @@ def tiled_attention(
         if place not in masks:
             here = Disk(disk.width, disk.r, above=place[1])
             masks[place] = _mask(here, place[0], place[2], columns, window, more, q.dtype)
-        keys, values = (_gathered(x[:, first:last], window) for x in (k, v))
-        if common:
-            keys, values = (
-                torch.cat([x, s.expand(len(x), -1, -1, -1)], dim=2)
-                for x, s in zip((keys, values), common, strict=True)
+        parts = []
+        for start in range(0, len(columns), TILES_AT_ONCE):
+            tiles = slice(start, start + TILES_AT_ONCE)
+            keys, values = (_gathered(x[:, first:last], window[tiles]) for x in (k, v))
+            if common:
+                keys, values = (
+                    torch.cat([x, s.expand(len(x), -1, -1, -1)], dim=2)
+                    for x, s in zip((keys, values), common, strict=True)
+                )
+            queries = _gathered(q[:, top:bottom], columns[tiles])
+            y = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=masks[place][tiles], scale=scale
             )
-        queries = _gathered(q[:, top:bottom], columns)
-        y = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=masks[place], scale=scale
-        )
-        y = y.unflatten(2, (bottom - top, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)
-        rows.append(y[:, :, : disk.width])
+            parts.append(y.unflatten(2, (bottom - top, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3))
+        rows.append(torch.cat(parts, dim=2)[:, :, : disk.width])
     return torch.cat(rows, dim=1).flatten(1, 2).unflatten(0, (batch, -1))
 
 
