@@ -25,7 +25,13 @@ OPTIONAL = {
     "datasets": ("data", "datasets of the hub and of folders"),
     "webdataset": ("data", "training shards in .tar files"),
     "peft": ("adapters", "low-rank adapters"),
+    "soundfile": ("speech", "recordings in WAV, FLAC, OGG and MP3"),
+    "jiwer": ("speech", "word error rates"),
     "trackio": ("track", "a dashboard for trainings"),
+    "onnx": ("export", "files for other runtimes"),
+    "onnxscript": ("export", "files for other runtimes"),
+    "onnxruntime": ("export", "running such files"),
+    "sounddevice": ("microphone", "enhancing what a microphone hears"),
 }
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")

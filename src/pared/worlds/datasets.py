@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,8 @@ def tokenize(tokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:
     return encoded.input_ids, encoded.attention_mask
 
 
-def _fingerprint(*tensors: Tensor) -> str:
+def fingerprint(*tensors: Tensor) -> str:
+    """A short name for tensors: the same only if every number and shape is."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
@@ -53,6 +54,11 @@ class Balanced:
         return self.data.batch(drawn, generator)
 
     @property
+    def empty(self) -> dict[str, Tensor]:
+        """The condition for the empty prompt, see `LatentData`."""
+        return cast(Any, self.data).empty
+
+    @property
     def nbytes(self) -> int:
         """Memory that the data hold."""
         return getattr(self.data, "nbytes", 0)
@@ -63,7 +69,7 @@ class Balanced:
         return replace(self, data=moved)
 
     def identity(self) -> str:
-        return f"{self.data.identity()}-{_fingerprint(self.weights)}"
+        return f"{self.data.identity()}-{fingerprint(self.weights)}"
 
 
 def balanced_weights(groups: list[str], balance: float) -> Tensor:
@@ -107,7 +113,7 @@ class ImageData:
         return replace(self, images=self.images.to(device))
 
     def identity(self) -> str:
-        return _fingerprint(self.images)
+        return fingerprint(self.images)
 
 
 @dataclass
@@ -139,7 +145,7 @@ class ImageTextData:
         }
 
     def identity(self) -> str:
-        return _fingerprint(self.images, self.input_ids)
+        return fingerprint(self.images, self.input_ids)
 
 
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -212,7 +218,7 @@ class LatentData:
         )
 
     def identity(self) -> str:
-        return _fingerprint(self.latents, *self.condition.values())
+        return fingerprint(self.latents, *self.condition.values())
 
 
 @torch.no_grad()
@@ -280,6 +286,12 @@ class PipelineData:
         mean, std = encode_latents(self.pipeline.vae, fitted(drawn, self.size))
         condition = anatomy.of(denoiser(self.pipeline)).encode(self.pipeline, prompts)
         return {"latents": mean, "latent_std": std} | condition
+
+    @property
+    def empty(self) -> dict[str, Tensor]:
+        """The condition for the empty prompt, see `LatentData`."""
+        condition = anatomy.of(denoiser(self.pipeline)).encode(self.pipeline, [""])
+        return {name: entry[0] for name, entry in condition.items()}
 
     def identity(self) -> str:
         return f"{self.items.source}-{len(self.items)}-{self.size}"

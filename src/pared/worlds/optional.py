@@ -6,8 +6,8 @@ from types import ModuleType
 from pared.errors import InputError
 
 
-def need(module: str) -> ModuleType:
-    """Import a module of an optional package.
+def need(module: str, extra: str = "data") -> ModuleType:
+    """Import a module of an optional package, which an extra of pared brings.
 
     Raises:
         InputError: the package isn't installed.
@@ -17,5 +17,5 @@ def need(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise InputError(
             f"reading this needs the package {module.partition('.')[0]!r}, which isn't installed; "
-            "pip install 'pared[data]' brings it."
+            f"pip install 'pared[{extra}]' brings it."
         ) from error

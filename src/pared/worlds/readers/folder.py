@@ -19,9 +19,7 @@ def read_folder(
     folder.
     """
     folder = Path(os.path.normpath(folder))  # so that listed and found paths compare
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not _hidden(path, folder)
-    )
+    files = files_in(folder)
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     metadata = [path for path in files if path.name == "metadata.jsonl"]
     if not images:
@@ -51,17 +49,8 @@ def _listed(
     metadata: Path, folder: Path, image_column: str, caption_column: str | None
 ) -> list[Raw]:
     """The items that one `metadata.jsonl` lists."""
-    try:
-        # Not splitlines(), which also splits at marks that JSON allows within a string.
-        lines = _text(metadata).split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{str(metadata)!r} isn't UTF-8 text; save it in that encoding."
-        ) from error
     listed = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in lines_of(metadata):
         try:
             entry = json.loads(line)
             path = Path(os.path.normpath(metadata.parent / entry[image_column]))
@@ -85,6 +74,29 @@ def _with_sidecar(path: Path, folder: Path) -> Raw:
         return Raw(_key(path, folder), path, _text(sidecar))
     except UnicodeDecodeError:
         return Raw(_key(path, folder), path, fault=f"no caption: {sidecar.name} isn't UTF-8 text")
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files of a folder and its subfolders, by name, without the hidden ones."""
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and not _hidden(path, folder)
+    )
+
+
+def lines_of(metadata: Path) -> list[tuple[int, str]]:
+    """The lines of a file that aren't empty, with their numbers.
+
+    Raises:
+        InputError: it isn't UTF-8 text.
+    """
+    try:
+        # Not splitlines(), which also splits at marks that JSON allows within a string.
+        lines = _text(metadata).split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{str(metadata)!r} isn't UTF-8 text; save it in that encoding."
+        ) from error
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _text(path: Path) -> str:

@@ -116,7 +116,7 @@ class Items:
         if count == 0:
             raise InputError(f"{source!r} holds no images; give a source of captioned images.")
         if self._faults:
-            self._report(source, count, on_bad)
+            report(source, list(self._faults.values()), count, on_bad, "an image and a caption")
 
     def __len__(self) -> int:
         return self._length
@@ -138,16 +138,28 @@ class Items:
                 self._raws = list(self._raws)
         return cast(Any, self._raws)[self._usable[index]].item()
 
-    def _report(self, source: str, count: int, on_bad: str) -> None:
-        names = list(self._faults.values())
-        listed = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-        found = f"{len(names)} of {count} items in {source!r} can't be used: {listed}"
-        if on_bad == "refuse":
-            raise InputError(f"{found}; mend or remove them, or read with on_bad='skip'.")
-        if not self._length:
-            raise InputError(f"{found}; at least one item needs an image and a caption.")
-        # Points at whoever called `read`.
-        warnings.warn(f"{found}; they are skipped.", stacklevel=4)
+
+def report(source: str, faults: list[str], count: int, on_bad: str, needs: str) -> None:
+    """Refuse what can't be used, or warn of it and go on with the rest.
+
+    Args:
+        source: what the user asked to read.
+        faults: the unusable items, each with why.
+        count: items found.
+        on_bad: "refuse" or "skip".
+        needs: what an item must have, for the message when none is left.
+
+    Raises:
+        InputError: they are to be refused, or nothing else is left.
+    """
+    listed = ", ".join(faults[:NAMED]) + (", ..." if len(faults) > NAMED else "")
+    found = f"{len(faults)} of {count} items in {source!r} can't be used: {listed}"
+    if on_bad == "refuse":
+        raise InputError(f"{found}; mend or remove them, or read with on_bad='skip'.")
+    if len(faults) == count:
+        raise InputError(f"{found}; at least one item needs {needs}.")
+    # Points at whoever called `read`.
+    warnings.warn(f"{found}; they are skipped.", stacklevel=4)
 
 
 def caption_in(entry: dict, column: str | None) -> str:

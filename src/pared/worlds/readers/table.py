@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pared.errors import InputError
 from pared.worlds.optional import need
@@ -26,7 +26,7 @@ def read_table(
     source: str, image_column: str | None = None, caption_column: str | None = None
 ) -> Table:
     """The rows of a dataset: of its split "train", or of its only split."""
-    dataset = _only_split(source, _load(source))
+    dataset = only_split(source, load(source))
     image_column = _image_column(source, dataset, image_column)
     caption_column = _caption_column(source, dataset, caption_column)
     # Undecoded, so that a broken image is an item to report and not an exception on the way.
@@ -58,7 +58,12 @@ class Table:
         return Raw(name, image, row[self.caption_column])
 
 
-def _load(source: str):
+def load(source: str) -> Any:
+    """A dataset, or its splits, by hub name or from where it is saved.
+
+    Raises:
+        InputError: it can't be loaded.
+    """
     datasets = need("datasets")
     path = Path(source).expanduser()
     if not path.exists() and (source.startswith((".", "/", "~")) or path.suffix):
@@ -82,7 +87,12 @@ def _load(source: str):
         ) from error
 
 
-def _only_split(source: str, loaded) -> Dataset:
+def only_split(source: str, loaded: Any) -> Dataset:
+    """The split "train" of what was loaded, or the only one.
+
+    Raises:
+        InputError: there are several and none is "train".
+    """
     if not isinstance(loaded, dict):
         return loaded
     if "train" in loaded:
@@ -97,10 +107,10 @@ def _only_split(source: str, loaded) -> Dataset:
 
 def _image_column(source: str, dataset: Dataset, given: str | None) -> str:
     if given:
-        return _present(source, dataset, given)
+        return present(source, dataset, given)
     image = need("datasets").Image
     found = [name for name, feature in dataset.features.items() if isinstance(feature, image)]
-    return _choose(source, dataset, found, ("image",), "image")
+    return choose(source, dataset, found, ("image",), "image")
 
 
 def _caption_column(source: str, dataset: Dataset, given: str | None) -> str:
@@ -109,15 +119,16 @@ def _caption_column(source: str, dataset: Dataset, given: str | None) -> str:
         for name, feature in dataset.features.items()
         if getattr(feature, "dtype", None) in ("string", "large_string")
     ]
-    if given and _present(source, dataset, given) not in strings:
+    if given and present(source, dataset, given) not in strings:
         raise InputError(
             f"the column {given!r} of {source!r} is no text; its text columns are: "
             f"{', '.join(strings) or 'none'}."
         )
-    return given or _choose(source, dataset, strings, ("text", "caption"), "caption")
+    return given or choose(source, dataset, strings, ("text", "caption"), "caption")
 
 
-def _present(source: str, dataset: Dataset, column: str) -> str:
+def present(source: str, dataset: Dataset, column: str) -> str:
+    """A column that was asked for, if it is there."""
     if column not in dataset.column_names:
         raise InputError(
             f"{source!r} has no column {column!r}; its columns are: "
@@ -126,7 +137,7 @@ def _present(source: str, dataset: Dataset, column: str) -> str:
     return column
 
 
-def _choose(
+def choose(
     source: str, dataset: Dataset, found: list[str], usual: tuple[str, ...], kind: str
 ) -> str:
     """The only column that fits, or the one with the usual name."""

@@ -1,0 +1,121 @@
+"""Speakers as sources of endless speech: their utterances, strung together with pauses."""
+
+from collections import defaultdict
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pared.errors import InputError
+from pared.worlds.speech.audio import RATE
+
+PAUSE = (0.1, 0.6)  # seconds between utterances
+
+
+class Utterances(Protocol):
+    """What the speech world and users' corpora have in common; entry i belongs together.
+
+    `transcripts` and `speakers` are None where they aren't known.
+    """
+
+    @property
+    def transcripts(self) -> list[str] | list[str | None]: ...
+
+    @property
+    def speakers(self) -> list[str] | list[str | None]: ...
+
+    def __len__(self) -> int: ...
+
+    def waveform(self, index: int) -> Tensor:
+        """Float32 (samples,) in [-1, 1], mono, at 16 kHz."""
+        ...
+
+    def identity(self) -> str:
+        """A short text that changes when the utterances change."""
+        ...
+
+
+class Talkers:
+    """The speakers of a corpus, by number in the order in which they occur.
+
+    Args:
+        speech: the utterances.
+
+    Raises:
+        InputError: it isn't known who speaks.
+    """
+
+    def __init__(self, speech: Utterances) -> None:
+        self.speech = speech
+        by_name: dict[str, list[int]] = defaultdict(list)
+        for index, speaker in enumerate(speech.speakers):
+            if speaker is None:
+                raise InputError(
+                    f"utterance {index} has no speaker; mixtures need to know who speaks."
+                )
+            by_name[speaker].append(index)
+        self.names = list(by_name)
+        self.utterances = list(by_name.values())
+        self._speaker = {i: number for number, own in enumerate(self.utterances) for i in own}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def need_enrolment(self) -> None:
+        """See that everyone has an utterance to be enrolled by beside the one to be heard.
+
+        Raises:
+            InputError: somebody hasn't.
+        """
+        for name, own in zip(self.names, self.utterances, strict=True):
+            if len(own) < 2:
+                raise InputError(
+                    f"the speaker {name!r} has only one utterance; enrolment takes another one, so "
+                    "each speaker needs two at least."
+                )
+
+    def speaker_of(self, utterance: int) -> int:
+        """The number of who says an utterance."""
+        return self._speaker[utterance]
+
+    def divided(self, utterance: int, generator: torch.Generator) -> tuple[list[int], list[int]]:
+        """All utterances of a speaker in two random halves, the first led by `utterance`."""
+        own = self.utterances[self._speaker[utterance]]
+        order = torch.randperm(len(own), generator=generator).tolist()
+        others = [own[place] for place in order if own[place] != utterance]
+        half = len(others) // 2
+        return [utterance, *others[:half]], others[half:]
+
+    def strung(self, utterances: list[int], samples: int, generator: torch.Generator) -> Tensor:
+        """These utterances in turn, again from the first where they don't suffice, (samples,).
+
+        They begin somewhere in the first half of the first one.
+        """
+        pieces: list[Tensor] = []
+        length = turn = 0
+        while length < samples:
+            piece = self.speech.waveform(utterances[turn % len(utterances)])
+            if not pieces:
+                share = torch.rand((), generator=generator).item() / 2
+                piece = piece[int(share * len(piece)) :]
+            pause = PAUSE[0] + (PAUSE[1] - PAUSE[0]) * torch.rand((), generator=generator).item()
+            pieces += [piece, torch.zeros(round(pause * RATE))]
+            length += len(pieces[-1]) + len(piece)
+            turn += 1
+        return torch.cat(pieces)[:samples]
+
+    def passage(self, speaker: int, samples: int, generator: torch.Generator) -> Tensor:
+        """Anything that a speaker says, (samples,)."""
+        own = self.utterances[speaker]
+        order = torch.randperm(len(own), generator=generator).tolist()
+        return self.strung([own[place] for place in order], samples, generator)
+
+    def babble(
+        self, voices: int, samples: int, generator: torch.Generator, without: int = -1
+    ) -> Tensor:
+        """Several speakers at once, each as loud as the others, none `without`, (samples,)."""
+        others = [number for number in range(len(self)) if number != without]
+        drawn = torch.randint(len(others), (voices,), generator=generator).tolist()
+        speakers = [others[number] for number in drawn]
+        tracks = torch.stack([self.passage(one, samples, generator) for one in speakers])
+        return (tracks / tracks.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-9)).sum(0)

@@ -1,0 +1,200 @@
+"""Sound files: anything is taken and converted, and what can't be is told in one sentence."""
+
+import io
+import math
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy import signal
+
+from pared.errors import InputError
+from pared.worlds.speech import audio
+
+
+def sine(frequency, rate, seconds=0.5, amplitude=0.5):
+    time = torch.arange(round(seconds * rate), dtype=torch.float64) / rate
+    return (amplitude * torch.sin(2 * math.pi * frequency * time)).float()
+
+
+def middle(waveform, share=0.1):
+    edge = int(share * len(waveform))
+    return waveform[edge:-edge]
+
+
+def decibel(ratio):
+    return 20 * math.log10(max(float(ratio), 1e-12))
+
+
+# Resampling
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 15999, 22050, 44100, 48000, 96000])
+def test_what_both_rates_hold_comes_through(rate):
+    for frequency in (100, 1000, 3400):
+        found = audio.resampled(sine(frequency, rate), rate)
+        wanted = sine(frequency, audio.RATE)
+        assert abs(len(found) - len(wanted)) <= 1
+        length = min(len(found), len(wanted))
+        error = middle(found[:length] - wanted[:length]).abs().amax()
+        assert decibel(error / 0.5) < -70
+
+
+@pytest.mark.parametrize("rate", [22050, 44100, 48000])
+@pytest.mark.parametrize("frequency", [9000, 10500])
+def test_what_the_lower_rate_cant_hold_is_gone(rate, frequency):
+    found = audio.resampled(sine(frequency, rate), rate)
+    assert decibel(middle(found).abs().amax() / 0.5) < -70
+
+
+def test_no_images_above_what_came_in():
+    found = middle(audio.resampled(sine(1000, 8000), 8000))
+    spectrum = torch.fft.rfft(found * torch.hann_window(len(found))).abs()
+    frequency = torch.fft.rfftfreq(len(found), 1 / audio.RATE)
+    assert decibel(spectrum[frequency > 4500].amax() / spectrum.amax()) < -70
+
+
+@pytest.mark.parametrize("rate, length", [(22050, 441), (22050, 1), (48000, 100), (44100, 0)])
+def test_length_is_rounded_up(rate, length):
+    assert len(audio.resampled(torch.ones(length), rate)) == math.ceil(length * 16000 / rate)
+
+
+def test_resampling_is_what_scipy_gives_within_the_band():
+    noise = torch.randn(22050, generator=torch.Generator().manual_seed(0))
+    low = torch.from_numpy(signal.lfilter(signal.firwin(255, 6000, fs=22050), 1, noise.numpy()))
+    wanted = torch.from_numpy(signal.resample_poly(low.numpy(), 320, 441, window=("kaiser", 12.0)))
+    error = middle(audio.resampled(low.float(), 22050) - wanted)
+    assert decibel(error.square().mean().sqrt() / wanted.square().mean().sqrt()) < -45
+
+
+def test_long_sounds_are_resampled_in_blocks_without_seams():
+    long = sine(440, 44100, seconds=20)
+    whole = audio.resampled(long, 44100)
+    wanted = sine(440, audio.RATE, seconds=20)
+    assert (middle(whole - wanted)).abs().amax() < 1e-3
+
+
+# Files
+
+
+def test_written_and_read_again(tmp_path):
+    pytest.importorskip("soundfile")
+    waveform = sine(440, audio.RATE)
+    audio.write(tmp_path / "tone.wav", waveform)
+    assert (audio.read(tmp_path / "tone.wav") - waveform).abs().amax() <= 0.5 / 32768 + 1e-7
+    assert [path.name for path in tmp_path.iterdir()] == ["tone.wav"]
+    samples, rate = audio.read_pcm(tmp_path / "tone.wav")
+    assert samples.dtype == torch.int16 and rate == audio.RATE and len(samples) == len(waveform)
+    audio.write(tmp_path / "loud.wav", 3 * waveform)
+    assert audio.read(tmp_path / "loud.wav").abs().amax() == 1
+
+
+def test_what_cant_be_written(tmp_path):
+    with pytest.raises(InputError, match=r"shape \(2, 4\) can't be stored"):
+        audio.write(tmp_path / "two.wav", torch.zeros(2, 4))
+    with pytest.raises(InputError, match="with NaN samples can't be stored"):
+        audio.write(tmp_path / "nan.wav", torch.tensor([0.0, math.nan]))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "format, subtype, tolerance",
+    [
+        ("WAV", "PCM_U8", -35),
+        ("WAV", "PCM_16", -80),
+        ("WAV", "PCM_24", -80),
+        ("WAV", "PCM_32", -80),
+        ("WAV", "FLOAT", -80),
+        ("WAV", "DOUBLE", -80),
+        ("WAVEX", "PCM_16", -80),
+        ("FLAC", "PCM_16", -80),
+        ("FLAC", "PCM_24", -80),
+        ("OGG", "VORBIS", -25),
+        ("MP3", "MPEG_LAYER_III", -20),
+    ],
+)
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_any_format_rate_and_number_of_channels(format, subtype, tolerance, rate):
+    soundfile = pytest.importorskip("soundfile")
+    left, right = sine(440, rate, amplitude=0.6).numpy(), sine(440, rate, amplitude=0.4).numpy()
+    stored = io.BytesIO()
+    soundfile.write(stored, np.stack([left, right], 1), rate, format=format, subtype=subtype)
+    found = audio.read(stored.getvalue())
+    wanted = sine(440, audio.RATE)
+    if format == "MP3":  # begins later; what counts is how loud the tone is
+        found = torch.fft.rfft(found).abs().amax() * 2 / len(found)
+        assert found == pytest.approx(0.5, abs=0.1)
+        return
+    assert found.dtype == torch.float32 and abs(len(found) - len(wanted)) <= 1
+    length = min(len(found), len(wanted))
+    error = middle(found[:length] - wanted[:length]).square().mean().sqrt()
+    assert decibel(error / wanted.square().mean().sqrt()) < tolerance
+
+
+def content(samples, format="WAV", rate=16000, subtype="FLOAT"):
+    soundfile = pytest.importorskip("soundfile")
+    stored = io.BytesIO()
+    soundfile.write(stored, np.asarray(samples, np.float32), rate, format=format, subtype=subtype)
+    return stored.getvalue()
+
+
+TONE = sine(440, 16000).numpy()
+
+
+@pytest.mark.parametrize(
+    "make, told",
+    [
+        (lambda: b"", "is empty"),
+        (lambda: b"not a sound at all" * 20, "is damaged, or no WAV, FLAC, OGG or MP3"),
+        (lambda: content(TONE)[:-1000], "is cut off: its last 1000 bytes are missing"),
+        (lambda: content(TONE, "FLAC", subtype="PCM_16")[:-1000], "is (cut off|damaged)"),
+        (
+            lambda: content(TONE, "OGG", subtype="VORBIS")[:-1000],
+            "is cut off: its last page is missing",
+        ),
+        (lambda: content(TONE[:0]), "has no samples"),
+        (lambda: content(0 * TONE), "is silent from beginning to end"),
+        (
+            lambda: content(np.where(np.arange(8000) == 4000, np.nan, TONE)),
+            r"has a sample that is NaN .* at 0\.250 s",
+        ),
+        (
+            lambda: content(np.where(np.arange(8000) == 8, np.inf, TONE)),
+            r"has a sample .* infinite, at 0\.001 s",
+        ),
+    ],
+    ids=["empty", "text", "cut wav", "cut flac", "cut ogg", "no samples", "silent", "nan", "inf"],
+)
+def test_bad_files_are_told_in_one_sentence(make, told, tmp_path):
+    stored = make()
+    path = tmp_path / "bad.wav"
+    path.write_bytes(stored)
+    for source, name in ((path, re.escape(str(path))), (stored, "the recording")):
+        with pytest.raises(InputError, match=f"^'?{name}'? {told}.*; give a whole recording that"):
+            audio.read(source)
+
+
+def test_a_wav_of_unknown_length_is_taken():
+    """Programs that write to a pipe don't know how long a sound will be."""
+    stored = bytearray(content(TONE, subtype="PCM_16"))
+    place = stored.index(b"data") + 4
+    stored[place : place + 4] = b"\xff\xff\xff\xff"
+    assert len(audio.read(bytes(stored))) == len(TONE)
+
+
+def test_a_missing_file_and_a_missing_package(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"gone\.wav' doesn't exist or is no file"):
+        audio.read(tmp_path / "gone.wav")
+    monkeypatch.setitem(sys.modules, "soundfile", None)  # how Python marks a blocked import
+    with pytest.raises(InputError, match=r"needs the package 'soundfile'.*pared\[speech\]"):
+        audio.read(tmp_path / "any.wav")
+
+
+def test_silence_around_a_sound_is_trimmed():
+    tone = sine(440, audio.RATE, seconds=0.3)
+    sound = torch.nn.functional.pad(tone, (4000, 9000))
+    found = audio.trimmed(sound)
+    assert len(tone) <= len(found) <= len(tone) + 2 * 0.03 * audio.RATE
+    assert torch.equal(audio.trimmed(torch.zeros(100)), torch.zeros(100))
