@@ -6,6 +6,7 @@ convert(model, EDiT())           surgery on the weights
 heal(student, teacher=..., ...)  train what a conversion broke
 save(model, folder), load(folder)
 bench(pipe, {...})               gain and loss side by side
+with_tasks(pipe)                 pipe(..., task="edit", image=...)
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _WHERE = {
     "load": "pared.checkpoint",
     "heal": "pared.healing",
     "bill": "pared.bench.bill",
+    "with_tasks": "pared.tasks.pipeline",
 }
 
 

@@ -53,10 +53,8 @@ def heal(
         )
     if not (healed := [m for m in stack if m.info.training]):
         raise InputError(f"{stack[0].info.slug} changes no outputs and needs no healing.")
-    objective = healed[0].healing()
-    if task is not None:
-        objective.task = task
-    objective.bind(student, teacher)
+    objective = healed[0].healing(task or Denoising())
+    objective.bind(student, teacher, data)
     if settings is None:
         family = anatomy.of(student)
         trainable = tuple(pattern for m in healed for pattern in m.trainable(family))

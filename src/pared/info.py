@@ -62,8 +62,8 @@ class Info:
         title: title of the paper.
         arxiv: arXiv id, or "" where there is none.
         venue: where and when it appeared.
-        kind: "conversion", "runtime" or "objective".
-        families: anatomy families that it serves.
+        kind: "conversion", "runtime", "objective" or "model".
+        families: anatomy families that it serves; none where it's a model of its own.
         training: whether the model must train (heal) for the method to be of use.
         exact: whether outputs stay the same (up to rounding).
         maturity: "faithful", "partial" or "experimental".
@@ -78,7 +78,7 @@ class Info:
     title: str
     arxiv: str
     venue: str
-    kind: Literal["conversion", "runtime", "objective"]
+    kind: Literal["conversion", "runtime", "objective", "model"]
     families: tuple[str, ...]
     training: bool
     exact: bool

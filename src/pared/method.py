@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pared.anatomy import Family
 
 __all__ = [
-    "Claim", "Conversion", "Handle", "Method", "RuntimeMethod",
+    "Claim", "Conversion", "Handle", "Method", "Model", "RuntimeMethod",
     "apply", "convert", "denoiser", "parse", "stack_of",
 ]  # fmt: skip
 
@@ -86,7 +86,19 @@ class Method(BaseModel, ABC):
 
 
 class Conversion(Method):
-    """Changes what a model is made of. Saved with the model."""
+    """Changes what a model is made of. Saved with the model.
+
+    Attributes:
+        passes: calls of the denoiser per step that a converted model needs, guidance included,
+            where the method settles that.
+    """
+
+    passes: ClassVar[int | None] = None
+
+    @property
+    def serves(self) -> int:
+        """Tasks that one converted model does."""
+        return 1
 
     @abstractmethod
     def convert(self, model: nn.Module) -> None:
@@ -99,8 +111,12 @@ class Conversion(Method):
         """What healing trains, as glob patterns of parameter names: all that was replaced."""
         return tuple(f"{c.site}.*" for c in self.claims(family) if c.how == "replaces")
 
-    def healing(self) -> Any:
-        """How the paper trains the changed model: an objective that still needs its teacher."""
+    def healing(self, task: Any) -> Any:
+        """How the paper trains the changed model: an objective, to be bound to its teacher.
+
+        Args:
+            task: a `pared.objectives.denoising.Denoising`, what the denoiser predicts.
+        """
         raise InputError(f"{self.info.slug} changes no outputs and needs no healing.")
 
 
@@ -110,6 +126,17 @@ class RuntimeMethod(Method):
     @abstractmethod
     def attach(self, pipeline: Any) -> Handle:
         """Attach to a pipeline or denoiser; the handle's `remove` undoes it, bit for bit."""
+
+
+class Model(Method):
+    """Is a model of its own, cheap by construction. It works on no other model."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The model, with random weights."""
+
+    def claims(self, family: Family) -> list[Claim]:
+        raise family.refuse(self.info.slug, "it is a model of its own and changes no other one.")
 
 
 @dataclass
@@ -155,7 +182,7 @@ def convert(target: Any, *methods: Conversion) -> Any:
     family = anatomy.of(model)
     fresh = [m for m in methods if m not in stack_of(model)]
     for method in fresh:
-        if not isinstance(method, Conversion):
+        if isinstance(method, RuntimeMethod):
             raise InputError(
                 f"{method.info.slug} is a run-time method: use pared.apply, not pared.convert."
             )
@@ -178,7 +205,7 @@ def apply(pipeline: Any, *methods: RuntimeMethod) -> Handle:
     """
     model = anatomy.unwrap(denoiser(pipeline))
     for method in methods:
-        if not isinstance(method, RuntimeMethod):
+        if isinstance(method, Conversion):
             raise InputError(
                 f"{method.info.slug} changes weights: use pared.convert, not pared.apply."
             )

@@ -29,18 +29,20 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from pared import checkpoint
+from pared import anatomy, checkpoint
 from pared.errors import InputError
 from pared.healing import student_of, task_of
-from pared.method import convert, denoiser, parse, replace_denoiser
+from pared.method import convert, denoiser, parse, replace_denoiser, stack_of
 from pared.training import TrainingSettings, train
-from pared.worlds import emoji
+from pared.worlds import emoji, tasks
 from pared.worlds.emoji.world import STORED_SIZE
 from pared.worlds.house import folder_of
 from pared.worlds.readers import read as read_images
 
 EMOJI = "emoji"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+# The objectives that only methods have a use for.
+HEALING = ("distillation", "guided", "explicit")
 # What a recipe's model may be of.
 LIBRARIES = ("diffusers", "transformers")
 
@@ -96,7 +98,10 @@ class DataTable(_Table):
         default=True,
         description="encode everything once and hold it; false encodes what is drawn, every time",
     )
-    kind: Literal["image-text", "images", "latents"]
+    kind: Literal["image-text", "images", "latents", "tasks"]
+    tasks: dict[str, str] = Field(
+        default={}, description="of kind tasks: for each task a source, emoji or your examples"
+    )
     split: str | None = "train"
     vae: str | None = None
     text_encoder: str | None = None
@@ -114,7 +119,7 @@ class DataTable(_Table):
 class ObjectiveTable(_Table):
     """How it is trained: an objective by name, with its arguments."""
 
-    name: Literal["contrastive", "autoencoding", "denoising", "distillation"]
+    name: Literal["contrastive", "autoencoding", "denoising", "distillation", "guided", "explicit"]
     settings: dict[str, Any] = {}
     task: dict[str, Any] = Field(
         default={}, description="of the denoising that a distillation goes with, e.g. time_sampling"
@@ -125,6 +130,10 @@ class Stage(_Table):
     """One stage of a progressive training, at one image size in pixels."""
 
     size: int = Field(ge=8)
+    train: Literal["all", "methods"] = Field(
+        default="all",
+        description="what trains: all that training.trainable names, or what the methods name",
+    )
     training: TrainingSettings
     objective: dict[str, Any] = Field(default={}, description="changes to the objective's settings")
 
@@ -148,15 +157,29 @@ class Recipe(_Table):
                 "kind 'latents' needs a vae, a text_encoder and a pipeline to encode with, "
                 "e.g. house:vae and house:clip"
             )
-        if (self.objective.name == "distillation") != bool(self.model.methods):
+        if self.objective.name in HEALING and not self.model.methods:
             raise ValueError(
-                "methods are healed by the objective 'distillation', and only they are"
+                f"the objective {self.objective.name!r} trains methods, and the model has none"
+            )
+        if self.model.methods and self.objective.name not in (*HEALING, "denoising"):
+            raise ValueError(
+                f"methods are trained by the objectives {', '.join(HEALING)} or denoising"
             )
         return self
 
     @model_validator(mode="after")
+    def _of_tasks(self) -> "Recipe":
+        if (self.data.kind == "tasks") != bool(self.data.tasks):
+            raise ValueError("kind 'tasks' goes with a table [data.tasks], and only it does")
+        for name in self.data.tasks:
+            tasks.get(name)
+        if self.data.tasks and not self.model.from_:
+            raise ValueError("tasks are taught to a pipeline; give one to start from")
+        return self
+
+    @model_validator(mode="after")
     def _of_emoji_alone(self) -> "Recipe":
-        if self.data.source != EMOJI:
+        if EMOJI not in (self.data.tasks.values() or [self.data.source]):
             if self.data.balance:
                 raise ValueError(
                     "only the emoji world knows concepts to balance; leave balance out"
@@ -261,13 +284,13 @@ def check(recipe: Recipe) -> None:
                 f"there is no pipeline {recipe.model.from_!r}; give house:NAME, a folder, or "
                 "OWNER/NAME on the hub."
             )
-    source = recipe.data.source
-    found = "{" in source or HUB_NAME.fullmatch(source) or Path(source).expanduser().exists()
-    if source != EMOJI and not found:
-        raise InputError(
-            f"there are no images at {source!r}; give emoji, a folder, .tar shards, a parquet file "
-            "or a dataset's name."
-        )
+    for source in recipe.data.tasks.values() or [recipe.data.source]:
+        found = "{" in source or HUB_NAME.fullmatch(source) or Path(source).expanduser().exists()
+        if source != EMOJI and not found:
+            raise InputError(
+                f"there are no images at {source!r}; give emoji, a folder, .tar shards, a parquet "
+                "file or a dataset's name."
+            )
     for spec in recipe.model.methods:
         parse(spec)
     for stage in recipe.stages:
@@ -336,14 +359,7 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
 
 def _go_on(recipe: Recipe, folder: Path) -> Any:
     """The case of a given pipeline: its denoiser is converted and healed, or trained on."""
-    from diffusers import DiffusionPipeline
-
-    place = folder_of(str(recipe.model.from_))
-    try:
-        pipeline = DiffusionPipeline.from_pretrained(place, **checkpoint.absent_parts(place))
-    except OSError as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(f"the pipeline {recipe.model.from_} can't be had: {reason}.") from None
+    pipeline = _opened(str(recipe.model.from_))
     _to_accelerator(pipeline)
     teacher = denoiser(pipeline)
     student = student_of(teacher)
@@ -351,16 +367,34 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
     methods: list[Any] = [parse(spec) for spec in recipe.model.methods]
     convert(student, *methods)
     for number, stage in enumerate(recipe.stages, start=1):
-        data, _ = _data(recipe.data, stage.size, pipeline)
-        objective = _objective(recipe.objective, stage.objective)
-        if recipe.objective.name == "distillation":
-            objective.task = task_of(pipeline, **recipe.objective.task)
-            objective.bind(student, teacher)
-        if not train(student, objective, data, stage.training, folder / f"stage-{number}").finished:
+        data, _ = _data(recipe.data, stage.size, pipeline, stack_of(student))
+        task = task_of(pipeline, **recipe.objective.task)
+        objective = _objective(recipe.objective, stage.objective, task)
+        objective.bind(student, teacher, data)
+        settings = stage.training
+        if stage.train == "methods":
+            family = anatomy.of(student)
+            named = tuple(p for m in stack_of(student) for p in m.trainable(family))
+            settings = settings.model_copy(update={"trainable": named})
+        if not train(student, objective, data, settings, folder / f"stage-{number}").finished:
             return None
     replace_denoiser(pipeline, student)
     checkpoint.save(pipeline, folder / "model")
     return pipeline
+
+
+def _opened(source: str) -> Any:
+    """A pipeline to start from: a stock one, or one whose denoiser carries methods already."""
+    from diffusers import DiffusionPipeline
+
+    place = folder_of(source)
+    if (Path(place) / checkpoint.SIDECAR).exists():
+        return checkpoint.load(place)
+    try:
+        return DiffusionPipeline.from_pretrained(place, **checkpoint.absent_parts(place))
+    except OSError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(f"the pipeline {source} can't be had: {reason}.") from None
 
 
 def _to_accelerator(pipeline: Any) -> None:
@@ -422,17 +456,32 @@ def set_scaling_factor(vae: Any, images: Tensor, count: int = 512) -> None:
     vae.register_to_config(scaling_factor=round(1 / float(std), 5))
 
 
-def _objective(table: ObjectiveTable, changes: dict[str, Any]) -> Any:
-    from pared.objectives import autoencoding, contrastive, denoising, distillation
+def _objective(table: ObjectiveTable, changes: dict[str, Any], task: Any = None) -> Any:
+    """The objective of a recipe; one of the denoiser's own task, unless settings say another."""
+    from pared.objectives import (
+        autoencoding,
+        contrastive,
+        denoising,
+        distillation,
+        explicit,
+        guided,
+    )
 
+    settings = table.settings | changes
+    if table.name == "denoising" and task is not None and not settings:
+        return task
+    if table.name in HEALING:
+        settings["task"] = task
     classes = {
         "contrastive": contrastive.Contrastive,
         "autoencoding": autoencoding.Autoencoding,
         "denoising": denoising.Denoising,
         "distillation": distillation.Distillation,
+        "guided": guided.Guided,
+        "explicit": explicit.Explicit,
     }
     try:
-        return classes[table.name](**(table.settings | changes))
+        return classes[table.name](**settings)
     except TypeError as error:
         raise InputError(f"the objective {table.name} can't be set so: {error}.") from None
 
@@ -448,10 +497,14 @@ def _world(table: DataTable, size: int) -> Any:
     return SimpleNamespace(images=datasets.fitted(items, size), captions=captions)
 
 
-def _data(table: DataTable, size: int, pipeline: Any) -> tuple[Any, Any]:
+def _data(
+    table: DataTable, size: int, pipeline: Any, methods: Sequence[Any] = ()
+) -> tuple[Any, Any]:
     """The data at one image size, and the tokenizer to save beside the model, if there is one."""
     from pared.worlds import datasets
 
+    if table.tasks:
+        return _of_tasks(table, size, pipeline, methods), None
     if not table.held:
         items = read_images(table.source, table.on_bad)
         return datasets.PipelineData(pipeline, items, size, table.drop), None
@@ -470,3 +523,17 @@ def _data(table: DataTable, size: int, pipeline: Any) -> tuple[Any, Any]:
     if table.balance:
         data = datasets.Balanced(data, datasets.balanced_weights(world.bases, table.balance))
     return data, tokenizer
+
+
+def _of_tasks(table: DataTable, size: int, pipeline: Any, methods: Sequence[Any]) -> Any:
+    """Examples of every task, under the numbers by which the model knows them."""
+    from pared.tasks.data import TaskData
+    from pared.tasks.sources import examples_of
+
+    split = None if table.split == "all" else table.split
+    examples = [
+        examples_of(name, source, size, split, table.on_bad) for name, source in table.tasks.items()
+    ]
+    taught = [m.tasks for m in methods if hasattr(m, "tasks")]
+    known = max(taught, key=len, default=tuple(table.tasks))
+    return TaskData(pipeline, examples, drop=table.drop > 0, tasks=known)

@@ -17,8 +17,9 @@ from pared import anatomy
 from pared.anatomy import presets
 from pared.attention.edit import EDiT
 from pared.bench import bill_tables, costs
-from pared.bench.bill import bill
+from pared.bench.bill import Order, bill
 from pared.bench.savings import savings
+from pared.bench.targets import read
 from pared.errors import InputError
 
 TOYS = [name for name in presets.names() if name.startswith("toy:")]
@@ -214,6 +215,30 @@ def test_a_live_pipeline_costs_what_its_preset_does_and_stays_as_it_is(name):
         assert str(part.config) == configs[n]
         assert all(torch.equal(v, before[n][k]) for k, v in part.state_dict().items())
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in part.modules())
+
+
+def test_a_product_of_many_tasks_keeps_a_denoiser_for_each():
+    one, four = bill("toy:unet"), bill("toy:unet", tasks=4)
+    denoiser = presets.get("toy:unet").denoiser.parameters
+    assert (one.models, four.models) == (1, 4)
+    assert four.kept_parameters == four.parameters + 3 * denoiser
+    assert four.per_image == one.per_image
+    assert "Kept: 4 denoisers" in str(four)
+    assert "Kept" not in str(one)
+
+
+def test_methods_settle_passes_and_tasks():
+    order = Order(read("toy:unet"), None, None, None, 3, 1, None, None, tasks=4)
+    naive = order.bill(order.target.denoiser(None))
+    denoiser = order.target.denoiser(None)
+    pared.convert(denoiser, pared.MultiTaskUpcycling(), pared.ExplicitConditioning())
+    ours = order.bill(denoiser)
+    assert (naive.models, naive.passes, ours.models, ours.passes) == (4, 3, 1, 1)
+    encoders = [line.passes for line in naive.lines if line.kind == "encode"]
+    assert encoders == [2]
+    assert [line.passes for line in ours.lines if line.kind == "encode"] == [1]
+    assert ours.per_image < naive.per_image / 2
+    assert ours.kept_parameters < naive.kept_parameters / 2
 
 
 def test_a_live_pipeline_runs_as_its_class_does_by_default():

@@ -29,6 +29,18 @@ def test_rebuilt_with_a_method(run):
     assert f"With kv-compression, {ratio:.2f}x fewer MACs per image:" in text
 
 
+def test_a_product_against_the_naive_one(run):
+    words = ["bill", "toy:unet", "--passes", 3, "--tasks", 4]
+    words += ["--with", "multi-task-upcycling", "--with", "explicit-conditioning"]
+    content = json.loads(run(*words, "--json").stdout)
+    assert content["models"] == 4
+    assert content["rebuilt"]["models"] == 1
+    assert content["rebuilt"]["passes"] == 1
+    text = run(*words).stdout
+    assert "fewer MACs per image and" in text
+    assert "fewer parameters:" in text
+
+
 def test_savings(run):
     content = json.loads(run("bill", "toy:dit", "--savings", "--json").stdout)
     assert "kv-compression" in [saving["slug"] for saving in content["savings"]]

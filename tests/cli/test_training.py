@@ -342,7 +342,11 @@ def test_shipped_recipes_are_sound(path):
         ("PIPE", "house:unicorn", "there is no house model 'house:unicorn'"),
         ('"edit"', '"edit:r=0"', "edit: r=0 doesn't work"),
         ('"edit"', '"edti"', "did you mean edit"),
-        ('methods = ["edit"]', "", "methods are healed by the objective 'distillation'"),
+        (
+            'methods = ["edit"]',
+            "",
+            "the objective 'distillation' trains methods, and the model has none",
+        ),
     ],
 )
 def test_healing_recipes_that_are_refused(refused, tmp_path, pipeline, old, new, part):

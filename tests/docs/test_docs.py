@@ -155,7 +155,8 @@ def commands() -> list[tuple[str, str]]:
         for block in blocks(page, "bash"):
             for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
                 if line.startswith("pared "):
-                    found.append((name(page), line.partition("  #")[0].strip()))
+                    # Neither comments nor what the shell does with files and pipes.
+                    found.append((name(page), re.split(r"  #| [<>|] ", line)[0].strip()))
     return found
 
 

@@ -10,6 +10,7 @@ names.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -31,6 +32,19 @@ ENCODED_AT_ONCE = 256
 
 # Whose tokens pass through a site.
 Stream = Literal["image", "text", "both"]
+
+# What a linear layer of an attention or a feed-forward is for.
+Role = Literal["q", "k", "v", "out", "fc1", "fc2"]
+
+# The layers of each role by diffusers' names; in an attention the text stream's own come second.
+ROLES: dict[Role, tuple[str, ...]] = {
+    "q": ("to_q", "add_q_proj"),
+    "k": ("to_k", "add_k_proj"),
+    "v": ("to_v", "add_v_proj"),
+    "out": ("to_out.0", "to_add_out"),
+    "fc1": ("net.0.proj",),
+    "fc2": ("net.2",),
+}
 
 
 @dataclass(frozen=True)
@@ -121,6 +135,69 @@ class Grid:
         return slice(text, length), slice(0, text)
 
 
+class Input:
+    """An entry of the condition that a conversion reads deep inside a model.
+
+    A task or a guidance weight, say, which the stock class has no argument for. Got by
+    `Family.input`; copies of a model copy it along.
+
+    It is itself the forward pre-hook that tells the calls of `Family.denoise` from others.
+    """
+
+    def __init__(self) -> None:
+        self._by_hand: Tensor | None = None
+        self._given: Tensor | None = None
+        self._coming = False
+
+    @property
+    def value(self) -> Tensor | None:
+        """(batch, ...) of the running call of `Family.denoise`.
+
+        What is put here by hand holds for calls that don't give the entry, those of stock pipelines
+        among them.
+        """
+        return self._by_hand if self._given is None else self._given
+
+    @value.setter
+    def value(self, value: Tensor | None) -> None:
+        self._by_hand, self._given = value, None
+
+    def give(self, value: Tensor | None) -> None:
+        """Set the entry of the call of the model that comes next; None leaves it to the hand."""
+        self._given, self._coming = value, True
+
+    def forget(self) -> None:
+        """Leave the entry to the hand again."""
+        self._given, self._coming = None, False
+
+    def __call__(self, module: nn.Module, args: tuple) -> None:
+        if not self._coming:  # nobody gave it: the call isn't one of `Family.denoise`
+            self._given = None
+        self._coming = False
+
+    def numbers(self, calls: Tensor) -> Tensor:
+        """The entry as one number for each sample of a call, in float32; 0 where none is given.
+
+        Args:
+            calls: anything of the call, (batch, ...), on its device.
+
+        Returns:
+            (batch,); an entry of one number holds for all samples.
+
+        Raises:
+            InputError: the entry has another length.
+        """
+        if self.value is None:
+            return torch.zeros(len(calls), device=calls.device)
+        value = self.value.to(calls.device, torch.float32).reshape(-1)
+        if len(value) not in (1, len(calls)):
+            raise InputError(
+                f"{len(value)} numbers were given for a batch of {len(calls)}; give one for each "
+                "sample, or one for all."
+            )
+        return value.expand(len(calls))
+
+
 class Family(ABC):
     """Access to one model of a family. Get one by `pared.anatomy.of(model)`.
 
@@ -128,6 +205,15 @@ class Family(ABC):
         name: short name of the family, e.g. "pixart".
         classes: names of the model classes it reads.
         conditions: entries of the condition that `denoise` takes from this model's batches.
+        input_layer: dotted path of the layer that reads the latents.
+        feed_forward_norms: name of the norm before each feed-forward of a block, by the name of the
+            feed-forward.
+        shifts: names of the parameters that are only ever added: biases, and tables of shifts.
+        timestep_embedder: dotted path of the layer whose output, with other conditions added, sets
+            the modulation: the timestep's embedding. Where each block has its own, `*` stands for
+            the block; "" where there is none.
+        guidance_projection: dotted path of the projection through which the stock class itself
+            takes in features of a guidance weight, there or yet to be added; "" where it can't.
         compiles_whole: whether torch.compile can take a model that carries a grid in one graph;
             where not, it takes the blocks (`compile_repeated_blocks`).
         model: the model, without the wrappers of `torch.compile`, DDP or peft.
@@ -136,6 +222,11 @@ class Family(ABC):
     name: ClassVar[str]
     classes: ClassVar[tuple[str, ...]]
     conditions: tuple[str, ...]
+    input_layer: ClassVar[str]
+    feed_forward_norms: ClassVar[dict[str, str]]
+    shifts: ClassVar[tuple[str, ...]] = ("bias",)
+    timestep_embedder: ClassVar[str] = ""
+    guidance_projection: ClassVar[str] = ""
     compiles_whole: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module) -> None:
@@ -145,6 +236,11 @@ class Family(ABC):
     def config(self) -> Any:
         """The configuration that diffusers keeps with the model."""
         return self.model.config
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents that the input layer reads."""
+        return cast(int, self.config.in_channels)
 
     @property
     @abstractmethod
@@ -172,7 +268,6 @@ class Family(ABC):
 
     # Calling the denoiser -------------------------------------------------------------------------
 
-    @abstractmethod
     def denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
@@ -182,12 +277,83 @@ class Family(ABC):
             model: what to call; the family's own model or a wrapper of it.
             latents: (batch, channels, height, width).
             timestep: (batch,), from 0 to 1000 (the model's own scale is the family's business).
-            condition: tensors with the batch dimension first, named as in `conditions`; entries
-                that the model doesn't know are left aside.
+            condition: tensors with the batch dimension first, named as in `conditions`, and as
+                conversions asked for by `input`; entries that nobody knows are left aside. With
+                "source" (batch, more channels, height, width), latents of a given picture, these
+                are put behind the noised ones for a model that reads more channels.
 
         Raises:
             InputError: an entry is missing, or the size isn't a whole number of patches.
         """
+        for name, entry in self.inputs.items():
+            entry.give(condition.get(name))
+        read = torch.cat([latents, condition["source"]], 1) if "source" in condition else latents
+        kept = False
+        try:
+            prediction = self._denoise(model, read, timestep, condition)
+            # A backward pass with checkpointing calls layers again and must find the inputs there.
+            kept = torch.is_grad_enabled()
+        finally:
+            for entry in () if kept else self.inputs.values():
+                entry.forget()
+        # Some published weights also predict a variance, in the second half of the channels.
+        return prediction[:, : latents.shape[1]]
+
+    @abstractmethod
+    def _denoise(
+        self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
+    ) -> Tensor:
+        """See `denoise`: the call itself, with all channels in and out."""
+
+    def input(self, name: str) -> Input:
+        """An entry of the condition that follows every call of `denoise` from now on.
+
+        Args:
+            name: of the entry.
+        """
+        if not hasattr(self.model, "pared_inputs"):
+            cast(Any, self.model).pared_inputs = {}
+        if name not in self.inputs:
+            self.inputs[name] = Input()
+            self.model.register_forward_pre_hook(self.inputs[name])
+        return self.inputs[name]
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """The entries of the condition that were asked for by `input`."""
+        return getattr(self.model, "pared_inputs", {})
+
+    def norm_before(self, site: Site) -> str:
+        """Dotted path of the norm in front of a feed-forward."""
+        block, _, name = site.path.rpartition(".")
+        return f"{block}.{self.feed_forward_norms[name]}"
+
+    def linear_layers(self, site: Site, role: Role) -> tuple[str, ...]:
+        """Dotted paths of a site's linear layers of one role: both streams' in a joint attention.
+
+        Layers that the site hasn't got are left out, and so is a query of the text where the
+        attention computes no output for it.
+        """
+        names = [name for name in ROLES[role] if part_of(site.module, name) is not None]
+        if "add_q_proj" in names and part_of(site.module, "to_add_out") is None:
+            names.remove("add_q_proj")
+        return tuple(f"{site.path}.{name}" for name in names)
+
+    @property
+    def label_tables(self) -> tuple[str, ...]:
+        """Dotted paths of the embeddings of classes: a row for each class, the null class last."""
+        return ()
+
+    def set_classes(self, count: int) -> None:
+        """Put label tables for `count` other classes in; the null class keeps its row.
+
+        Raises:
+            InputError: the model isn't conditioned by classes.
+        """
+        raise InputError(
+            f"a {self.name} model takes {', '.join(self.conditions)}, and no classes that could be "
+            "counted anew."
+        )
 
     @abstractmethod
     def example(
@@ -240,7 +406,7 @@ class Family(ABC):
     ) -> Tensor:
         """Random latents in the size that the configuration knows, unless another is given."""
         height, width = height or self.config.sample_size, width or self.config.sample_size
-        return self._random(batch, self.config.in_channels, height, width, generator=generator)
+        return self._random(batch, self.channels, height, width, generator=generator)
 
     def _random(self, *shape: int, generator: torch.Generator | None) -> Tensor:
         parameter = next(self.model.parameters())
@@ -267,6 +433,24 @@ class Family(ABC):
                 f"of {patch} x {patch}; give a height and width that are multiples of {patch}."
             )
 
+    # The timestep ---------------------------------------------------------------------------------
+
+    @property
+    def timestep_embedders(self) -> list[str]:
+        """Dotted paths of all that `timestep_embedder` stands for."""
+        names = (name for name, _ in self.model.named_modules())
+        return [name for name in names if fnmatch(name, self.timestep_embedder)]
+
+    def add_guidance_projection(self, channels: int) -> None:
+        """Put in the `guidance_projection`, all zero; one that is there already is left as it is.
+
+        The model's configuration says so, and stock classes and pipelines go by that.
+
+        Args:
+            channels: number of the features that it takes.
+        """
+        raise NotImplementedError
+
     # Finding and replacing modules ----------------------------------------------------------------
 
     def replace(self, path: str, module: nn.Module) -> None:
@@ -283,6 +467,13 @@ class Family(ABC):
     def refuse(self, what: str, serves: str) -> InputError:
         """The error for a method that can't work on this model."""
         return InputError(f"{what} can't be used on {type(self.model).__name__}: {serves}")
+
+
+def part_of(module: Any, path: str) -> Any:
+    """The submodule at a dotted path, or None where there is none."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
 
 
 # The submodules of a block: each one's kind, with its stream where that is not the image's alone.

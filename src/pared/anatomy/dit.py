@@ -5,6 +5,8 @@ so that other shapes come out scrambled (refused here); and in training mode it 
 random, from torch's global generator.
 """
 
+from typing import Any, ClassVar, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,9 @@ class DiT(Family):
     name = "dit"
     classes = ("DiTTransformer2DModel",)
     conditions: tuple[str, ...] = ("label",)
+    input_layer = "pos_embed.proj"
+    feed_forward_norms: ClassVar[dict[str, str]] = {"ff": "norm3"}
+    timestep_embedder = "transformer_blocks.*.norm1.emb.timestep_embedder"
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -26,7 +31,24 @@ class DiT(Family):
             for index, (path, module) in enumerate(self._list("transformer_blocks"))
         )
 
-    def denoise(
+    @property
+    def label_tables(self) -> tuple[str, ...]:
+        # Each block has one of its own, where the published code has one in all.
+        return tuple(f"{b.path}.norm1.emb.class_embedder.embedding_table" for b in self.blocks)
+
+    def set_classes(self, count: int) -> None:
+        if count == self.config.num_embeds_ada_norm:
+            return
+        old = [self.model.get_submodule(path) for path in self.label_tables]
+        # One draw for all blocks, with the spread of the published code.
+        rows = 0.02 * torch.randn_like(old[0].weight[:1].expand(count, -1))
+        for path, table in zip(self.label_tables, old, strict=True):
+            weight = torch.cat([rows, table.weight[-1:].detach()])
+            self.replace(path, nn.Embedding.from_pretrained(weight, freeze=False))
+            cast(Any, self.model.get_submodule(path.rpartition(".")[0])).num_classes = count
+        cast(Any, self.model).register_to_config(num_embeds_ada_norm=count)
+
+    def _denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
         self._require_whole_patches(latents, self.config.patch_size)
@@ -36,14 +58,12 @@ class DiT(Family):
                 f"latents of {height} x {width} don't work with DiTTransformer2DModel, which "
                 "puts its patches back as a square; use a height equal to the width."
             )
-        output = model(
+        return model(
             latents,
             timestep=timestep,
             class_labels=self._take(condition, "label"),
             return_dict=False,
         )[0]
-        # The published weights also predict a variance, in the second half of the channels.
-        return output[:, : latents.shape[1]]
 
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
         latents = self._latents(batch, height, width, generator)

@@ -6,13 +6,13 @@ part, and the grid is read from the ids. A one-stream block computes attention a
 by side, between shared layers; its feed-forward is no module of its own and hence no site.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pared.anatomy.base import Block, Family, Grid, Parts, Site, block_of
+from pared.anatomy.base import Block, Family, Grid, Parts, Role, Site, block_of
 from pared.errors import InputError
 
 # Latent pixels per token and side; fixed by the pipeline, in no configuration.
@@ -68,12 +68,19 @@ class Flux(Family):
     name = "flux"
     classes = ("FluxTransformer2DModel",)
     conditions: tuple[str, ...] = ("text", "pooled")
+    input_layer = "x_embedder"
+    feed_forward_norms: ClassVar[dict[str, str]] = {"ff": "norm2", "ff_context": "norm2_context"}
+    timestep_embedder = "time_text_embed.timestep_embedder"
     compiles_whole = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         if self.config.guidance_embeds:
             self.conditions = ("text", "pooled", "guidance")
+
+    @property
+    def channels(self) -> int:
+        return self.config.in_channels // PACK**2
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -84,7 +91,15 @@ class Flux(Family):
     def _grid_source(self, site: Site) -> tuple[nn.Module, Grid]:
         return self.model, PackedGrid()
 
-    def denoise(
+    def linear_layers(self, site: Site, role: Role) -> tuple[str, ...]:
+        # A one-stream block projects attention and feed-forward out together.
+        if role == "out" and site.path.startswith("single_transformer_blocks."):
+            return (
+                (f"{site.path.rpartition('.')[0]}.proj_out",) if site.kind != "modulation" else ()
+            )
+        return super().linear_layers(site, role)
+
+    def _denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
         """See `Family.denoise`. `guidance` (batch,) is a scale; 3.5, the pipeline's, if absent."""
@@ -118,7 +133,7 @@ class Flux(Family):
         # The configuration knows no sample size; the pipeline's is 128 (1024 pixels).
         latents = self._random(
             batch,
-            self.config.in_channels // PACK**2,
+            self.channels,
             height or 128,
             width or 128,
             generator=generator,

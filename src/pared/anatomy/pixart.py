@@ -1,6 +1,6 @@
 """PixArt-alpha, -Sigma: `PixArtTransformer2DModel`; text by cross-attention, shared modulation."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,11 @@ class PixArt(Family):
     name = "pixart"
     classes = ("PixArtTransformer2DModel",)
     conditions: tuple[str, ...] = ("text", "mask")
+    input_layer = "pos_embed.proj"
+    feed_forward_norms: ClassVar[dict[str, str]] = {"ff": "norm2"}
+    timestep_embedder = "adaln_single.emb.timestep_embedder"
+    # What the biases of a block's own modulation are elsewhere.
+    shifts: ClassVar[tuple[str, ...]] = ("bias", "scale_shift_table")
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -22,11 +27,11 @@ class PixArt(Family):
             for index, (path, module) in enumerate(self._list("transformer_blocks"))
         )
 
-    def denoise(
+    def _denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
         self._require_whole_patches(latents, self.config.patch_size)
-        output = model(
+        return model(
             latents,
             encoder_hidden_states=self._take(condition, "text"),
             encoder_attention_mask=self._take(condition, "mask"),
@@ -34,8 +39,6 @@ class PixArt(Family):
             added_cond_kwargs={"resolution": None, "aspect_ratio": None},
             return_dict=False,
         )[0]
-        # PixArt's published weights also predict a variance, in the second half of the channels.
-        return output[:, : latents.shape[1]]
 
     def encode(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         # Padding is masked out, so that a shorter one changes nothing.

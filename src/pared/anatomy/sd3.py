@@ -5,7 +5,7 @@ SD3.5-Medium's first blocks have a second attention, `attn2`, of the image alone
 computes no text output, so it has no `ff_context`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ class SD3(Family):
     name = "sd3"
     classes = ("SD3Transformer2DModel",)
     conditions: tuple[str, ...] = ("text", "pooled")
+    input_layer = "pos_embed.proj"
+    feed_forward_norms: ClassVar[dict[str, str]] = {"ff": "norm2", "ff_context": "norm2_context"}
+    timestep_embedder = "time_text_embed.timestep_embedder"
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -34,7 +37,7 @@ class SD3(Family):
             for index, (path, module) in enumerate(self._list("transformer_blocks"))
         )
 
-    def denoise(
+    def _denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
         self._require_whole_patches(latents, self.config.patch_size)

@@ -5,13 +5,14 @@ feature map into tokens, so every site has the grid of its own resolution level.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from pared.anatomy.base import Block, Family, Grid, Parts, Site, SiteKind, block_of
 from pared.errors import InputError
+from pared.nn.diffusion import guidance_features
 
 # Pixels per latent pixel of the autoencoders that these models were trained with.
 VAE_SCALE = 8
@@ -21,6 +22,10 @@ class UNet(Family):
     name = "unet"
     classes = ("UNet2DConditionModel",)
     conditions: tuple[str, ...] = ("text",)
+    input_layer = "conv_in"
+    feed_forward_norms: ClassVar[dict[str, str]] = {"ff": "norm3"}
+    timestep_embedder = "time_embedding"
+    guidance_projection = "time_embedding.cond_proj"
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -32,6 +37,8 @@ class UNet(Family):
                 f"pared reads the U-Nets of Stable Diffusion 1, 2 and XL; this one is "
                 f"conditioned by {added!r}."
             )
+        if self.config.time_cond_proj_dim is not None:
+            self.input("guidance_weight")
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -52,11 +59,12 @@ class UNet(Family):
         path, _, _ = site.path.rpartition(".transformer_blocks.")
         return self.model.get_submodule(path), Grid()
 
-    def denoise(
+    def _denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
         """See `Family.denoise`. For SDXL, `time_ids` (batch, 6) are original height and width, top
         and left of the crop, target height and width, in pixels; if absent, the latents' own size.
+        `guidance_weight` (batch,) is for models that have an input for it; 0 if absent.
         """
         added = None
         if "pooled" in self.conditions:
@@ -65,13 +73,27 @@ class UNet(Family):
                 "text_embeds": self._take(condition, "pooled"),
                 "time_ids": size_ids(latents) if time_ids is None else time_ids,
             }
+        features = None
+        if (channels := self.config.time_cond_proj_dim) is not None:
+            # As the stock pipelines do, whose guidance_scale is 1 + guidance_weight.
+            weight = self.input("guidance_weight").numbers(latents)
+            features = guidance_features(weight, channels).to(latents.dtype)
         return model(
             latents,
             timestep,
+            timestep_cond=features,
             encoder_hidden_states=self._take(condition, "text"),
             added_cond_kwargs=added,
             return_dict=False,
         )[0]
+
+    def add_guidance_projection(self, channels: int) -> None:
+        embedding: Any = self.model.time_embedding
+        if embedding.cond_proj is None:
+            weight = embedding.linear_1.weight
+            embedding.cond_proj = nn.Linear(channels, weight.shape[1], bias=False).to(weight)
+            nn.init.zeros_(embedding.cond_proj.weight)
+            cast(Any, self.model).register_to_config(time_cond_proj_dim=channels)
 
     def encode(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         def some(prompts: list[str]) -> tuple[Tensor, ...]:

@@ -51,10 +51,10 @@ class TokenMixer(Conversion):
             processor = self.processor(site, family.grid(site))
             site.module.set_processor(processor.to(weight.device, weight.dtype))
 
-    def healing(self) -> Any:
+    def healing(self, task: Any) -> Any:
         from pared.objectives.distillation import Distillation
 
-        return Distillation()
+        return Distillation(task)
 
 
 def chosen(

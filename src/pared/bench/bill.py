@@ -13,12 +13,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from pared import anatomy
+from pared import anatomy, method
 from pared.bench import bill_tables, costs
 from pared.bench.bill_tables import DENOISER, counted
 from pared.bench.costs import Cost
@@ -80,6 +81,7 @@ class Bill:
         dtype: of the denoiser's weights, as torch names it.
         lines: the costs.
         notes: what was assumed or left out.
+        models: denoisers kept, one for each task unless one serves several.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Bill:
     dtype: str
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
+    models: int = 1
 
     @property
     def total(self) -> int:
@@ -112,6 +115,19 @@ class Bill:
     def parameters(self) -> int:
         """Parameters of all parts."""
         return sum(line.parameters for line in self.lines)
+
+    @property
+    def kept_parameters(self) -> int:
+        """Parameters of all denoisers kept, and of what they share."""
+        return sum(self._copies(line) * line.parameters for line in self.lines)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the same."""
+        return sum(self._copies(line) * line.weight_bytes for line in self.lines)
+
+    def _copies(self, line: Line) -> int:
+        return self.models if line.part == DENOISER else 1
 
     @property
     def headline(self) -> str:
@@ -147,6 +163,8 @@ class Bill:
             "macs_per_pass": self.per_pass,
             "parameters": self.parameters,
             "weight_bytes": sum(line.weight_bytes for line in self.lines),
+            "kept_parameters": self.kept_parameters,
+            "kept_bytes": self.kept_bytes,
         }
 
     def table(self, format: Format = "text") -> str:
@@ -182,6 +200,7 @@ def bill(
     batch: int = 1,
     text_tokens: int | None = None,
     dtype: torch.dtype | None = None,
+    tasks: int = 1,
 ) -> Bill:
     """What a picture costs.
 
@@ -198,13 +217,14 @@ def bill(
         text_tokens: of the prompt as the denoiser sees it; by default the pipeline's.
         dtype: of all weights and activations; by default the model's own, float32 for presets and
             folders.
+        tasks: that the product does; each takes a denoiser of its own, unless one was taught many.
 
     Raises:
         InputError: not a model that pared reads, or a size that it can't make; the message names
             the nearest.
     """
     found = read(target)
-    order = Order(found, height, width, steps, passes, batch, text_tokens, dtype)
+    order = Order(found, height, width, steps, passes, batch, text_tokens, dtype, tasks)
     return order.bill(found.denoiser(dtype))
 
 
@@ -221,7 +241,9 @@ class Order:
         batch: int,
         text_tokens: int | None,
         dtype: torch.dtype | None,
+        tasks: int = 1,
     ) -> None:
+        self.tasks = _positive("tasks", tasks)
         self.target, self.dtype = target, dtype
         self.steps = _positive("steps", target.steps if steps is None else steps)
         self.passes = _positive("passes", target.passes if passes is None else passes)
@@ -238,19 +260,23 @@ class Order:
     def bill(self, denoiser: nn.Module) -> Bill:
         """The bill with `denoiser` (on the meta device) at work."""
         spent = self.count(denoiser)
-        times = self.steps * self.passes
+        stack = method.stack_of(denoiser)
+        passes = next((m.passes for m in stack if m.passes), self.passes)
+        serves = max((m.serves for m in stack), default=1)
+        times = self.steps * passes
         own = [_line(DENOISER, kind, cost, times) for kind, cost in spent.items()]
         return Bill(
             name=self.target.name,
             height=self.height,
             width=self.width,
             steps=self.steps,
-            passes=self.passes,
+            passes=passes,
             batch=self.batch,
             text_tokens=self.text_tokens or 0,
             dtype=str(next(denoiser.parameters()).dtype).removeprefix("torch."),
-            lines=(*own, *self._rest),
+            lines=(*own, *(_asked(line, passes) for line in self._rest)),
             notes=tuple(self.notes),
+            models=math.ceil(self.tasks / serves),
         )
 
     def count(self, denoiser: nn.Module) -> dict[str, Cost]:
@@ -312,8 +338,7 @@ class Order:
     def _encoding(self, name: str, encoder: Any, tokens: int) -> Line:
         ids = torch.zeros(self.batch, tokens, dtype=torch.long, device="meta")
         spent = costs.count(encoder, costs.Whole(), lambda: encoder(input_ids=ids))
-        # Once for the prompt and once for the negative one.
-        return _line(name, "encode", spent[costs.OTHER], min(self.passes, 2))
+        return _line(name, "encode", spent[costs.OTHER], 1)
 
     def _decoding(self, vae: Any) -> Line:
         kind = next(vae.parameters()).dtype
@@ -325,6 +350,11 @@ class Order:
 
 def _line(part: str, kind: str, cost: Cost, passes: int) -> Line:
     return Line(part=part, kind=kind, passes=passes, **asdict(cost))
+
+
+def _asked(line: Line, passes: int) -> Line:
+    """A line with its passes: text encoders read the prompt, and for guidance a negative one."""
+    return replace(line, passes=min(passes, 2)) if line.kind == "encode" else line
 
 
 def _scale(vae: Any) -> int:

@@ -165,9 +165,20 @@ def _foot(bill: Bill) -> list[str]:
     return [
         f"Denoiser: {steps} x {passes} x {one} = {short(own, 'MACs')} per image.",
         f"Everything: {image} per image, which is {flops} (a MAC is two FLOPs).",
+        *_kept(bill),
         "Tensors: all that pass between layers, each counted once. Training keeps about all of",
         "them, sampling a few at a time. Attention maps aren't counted: fused kernels write none.",
         *(f"Note: {note}." for note in bill.notes),
+    ]
+
+
+def _kept(bill: Bill) -> list[str]:
+    """What lies on the disk of a product with several denoisers."""
+    if bill.models == 1:
+        return []
+    return [
+        f"Kept: {counted(bill.models, 'denoiser')} and what they share, "
+        f"{short(bill.kept_parameters)} parameters, {memory(bill.kept_bytes)}."
     ]
 
 

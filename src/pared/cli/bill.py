@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pared.cli import common
 from pared.cli.models import ModelName, locate
+
+if TYPE_CHECKING:
+    from pared.bench.bill import Bill
 
 
 @click.command()
@@ -20,6 +23,13 @@ from pared.cli.models import ModelName, locate
 @click.option("--passes", type=click.IntRange(1), help="Per step; 2 with classifier-free guidance.")
 @click.option(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Pictures at once."
+)
+@click.option(
+    "--tasks",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="That the product does; each takes a denoiser, unless one was taught many.",
 )
 @click.option("--savings", "with_savings", is_flag=True, help="Add what each method would change.")
 @common.json_option
@@ -37,6 +47,8 @@ def command(
       pared bill sd3.5-medium
       pared bill pixart-sigma --height 2048 --width 2048 --with edit
       pared bill toy:dit --savings
+      pared bill sd1.5 --passes 3 --tasks 4 --with linfusion --with multi-task-upcycling \
+        --with explicit-conditioning
     """
     common.records_of(specs, "conversion")
     target = locate(model).without_weights()
@@ -54,6 +66,7 @@ def command(
     if with_savings:
         from pared.bench.savings import savings as savings_of
 
+        size.pop("tasks")
         savings = savings_of(target, **size)
     if as_json:
         content = bills[0].to_dict()
@@ -63,8 +76,15 @@ def command(
         return
     click.echo(bills[0].table())
     if methods:
-        ratio = bills[0].per_image / bills[1].per_image
-        click.echo(f"\nWith {' and '.join(specs)}, {ratio:.2f}x fewer MACs per image:\n")
+        click.echo(f"\nWith {' and '.join(specs)}, {_fewer(*bills)}:\n")
         click.echo(bills[1].table())
     if savings is not None:
         click.echo(f"\n{savings.table()}")
+
+
+def _fewer(before: Bill, after: Bill) -> str:
+    """What a rebuilt model saves, in words."""
+    said = f"{before.per_image / after.per_image:.2f}x fewer MACs per image"
+    if before.models == 1:
+        return said
+    return f"{said} and {before.kept_parameters / after.kept_parameters:.2f}x fewer parameters"

@@ -29,6 +29,7 @@ RIGHT_PLACE = {
     "conversion": "rebuilds a model; use `pared convert`",
     "runtime": "works while a pipeline runs; use `pared sample` or `pared bench`",
     "objective": "is a way of training; name it in a recipe and use `pared train`",
+    "model": "is a model of its own and changes no other one; `pared methods` lists those that do",
 }
 
 

@@ -12,7 +12,7 @@ from pared.cli import common
 from pared.errors import InputError
 from pared.info import Info
 
-KINDS = ("conversion", "runtime", "objective")
+KINDS = ("conversion", "runtime", "objective", "model")
 
 
 @click.command()
@@ -113,12 +113,15 @@ def _explain(method: dict[str, Any]) -> None:
         "has to be trained after it (pared heal)" if method["training"] else "needs no training"
     )
     outputs = "outputs stay the same" if method["exact"] else "outputs change"
+    effect = f"{outputs}; the model {training}"
+    if method["kind"] == "model":
+        effect = "a model of its own, to be trained"
     click.echo(f"{method['title']} ({source})")
     click.echo(f"{method['summary']}\n")
     for name, value in (
         ("class", f"pared.{method['class']} ({method['kind']}, in {method['folder']})"),
-        ("serves", ", ".join(method["families"])),
-        ("effect", f"{outputs}; the model {training}"),
+        ("serves", ", ".join(method["families"]) or "no other model"),
+        ("effect", effect),
         ("maturity", method["maturity"]),
     ):
         click.echo(f"{name:<10}{value}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -130,6 +131,22 @@ def locate(name: str) -> Source:
     if HUB_ID.fullmatch(name) and not path.parent.is_dir():
         return Source(name, "hub", name)
     raise InputError(_unknown(name, path))
+
+
+def config_of(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a model's folder; empty where there is none.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    try:
+        return cast(dict[str, Any], json.loads((folder / name).read_text()))
+    except FileNotFoundError:  # not every pipeline has every part
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder / name} can't be read ({error}); copy the model again."
+        ) from None
 
 
 def _named() -> list[str]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
 from pared.cli import common
-from pared.cli.models import ModelName, locate
+from pared.cli.models import ModelName, config_of, locate
 from pared.errors import InputError
 
 # Sample sizes for which PixArt pipelines have a table of aspect ratios; they refuse all others.
@@ -135,7 +134,7 @@ def _arguments(folder: Path, model: str, call: dict[str, Any]) -> dict[str, Any]
     Raises:
         InputError: the pipeline takes no prompt or lacks an option, or a size doesn't divide.
     """
-    kind = _config(folder, "model_index.json").get("_class_name")
+    kind = config_of(folder, "model_index.json").get("_class_name")
     takes = _call_of(kind, model)
     if "prompt" not in takes:
         raise InputError(
@@ -146,8 +145,8 @@ def _arguments(folder: Path, model: str, call: dict[str, Any]) -> dict[str, Any]
     for option in given:
         if names.get(option, option) not in takes:
             raise InputError(f"{model} is a {kind}, which takes no --{option}; leave it out.")
-    denoiser = _config(folder, "transformer/config.json") | _config(folder, "unet/config.json")
-    stages = _config(folder, "vae/config.json").get("block_out_channels", USUAL_STAGES)
+    denoiser = config_of(folder, "transformer/config.json") | config_of(folder, "unet/config.json")
+    stages = config_of(folder, "vae/config.json").get("block_out_channels", USUAL_STAGES)
     unit = 2 ** (len(stages) - 1) * (denoiser.get("patch_size") or 1)
     for side in ("height", "width"):
         if given.get(side, 0) % unit:
@@ -173,14 +172,3 @@ def _call_of(kind: Any, model: str) -> Mapping[str, inspect.Parameter]:
             f"{model} is a {kind}, which diffusers doesn't have; give a pipeline of its own."
         )
     return inspect.signature(cls.__call__).parameters
-
-
-def _config(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        return cast(dict[str, Any], json.loads((folder / name).read_text()))
-    except FileNotFoundError:  # not every pipeline has every part
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder / name} can't be read ({error}); copy the model again."
-        ) from None

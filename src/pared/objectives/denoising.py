@@ -10,7 +10,7 @@ With clean latents x0 and noise eps ~ N(0, I):
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -79,12 +79,30 @@ class Denoising(nn.Module):
         schedule = torch.linspace(betas[0] ** 0.5, betas[1] ** 0.5, 1000, dtype=torch.float64) ** 2
         self.register_buffer("alpha_bars", (1 - schedule).cumprod(0).float(), persistent=False)
 
+    def bind(self, student: nn.Module, teacher: nn.Module, data: Any = None) -> "Denoising":
+        """Healing's way in. The data alone teach; of the teacher nothing is asked."""
+        return self
+
     def noised(self, batch: dict[str, Tensor], generator: torch.Generator) -> Noised:
         """Draw times and noise for a batch; all randomness comes from `generator` (on the CPU)."""
-        x0 = batch["latents"].float()
-        if "latent_std" in batch:
-            x0 = x0 + batch["latent_std"] * randn_like(x0, generator)
-        noise = randn_like(x0, generator)
+        x0 = clean_latents(batch, generator)
+        return self.between(x0, randn_like(x0, generator), generator)
+
+    def between(
+        self,
+        x0: Tensor,
+        noise: Tensor,
+        generator: torch.Generator,
+        alpha_bars: Tensor | None = None,
+    ) -> Noised:
+        """Points at drawn times on the paths from `x0` to `noise`.
+
+        Args:
+            x0: clean latents.
+            noise: where the paths end.
+            generator: of the times.
+            alpha_bars: another schedule than the task's own (noise and v).
+        """
         if self.prediction == "flow":
             if self.time_sampling == "uniform":
                 s = torch.rand(len(x0), generator=generator)
@@ -94,7 +112,8 @@ class Denoising(nn.Module):
             latents, target = flow_path(x0, noise, s)
             return Noised(latents, 1000 * s, target)
         t = torch.randint(1000, (len(x0),), generator=generator).to(x0.device)
-        alpha_bar = self.alpha_bars.to(x0.device)[t]
+        bars = self.alpha_bars if alpha_bars is None else alpha_bars
+        alpha_bar = bars.to(x0.device)[t]
         latents, target = variance_preserving_path(x0, noise, alpha_bar, self.prediction)
         return Noised(latents, t, target)
 
@@ -106,6 +125,14 @@ class Denoising(nn.Module):
             model, noised.latents, noised.timestep, condition_of(batch)
         )
         return {"task": F.mse_loss(prediction.float(), noised.target)}
+
+
+def clean_latents(batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    """The latents x0 of a batch, drawn from the autoencoder's posterior where that is given."""
+    x0 = batch["latents"].float()
+    if "latent_std" in batch:
+        x0 = x0 + batch["latent_std"] * randn_like(x0, generator)
+    return x0
 
 
 def condition_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -45,10 +45,15 @@ class Distillation(nn.Module):
         self.output, self.feature, self.truth = output, feature, truth
         self.paths: list[str] = []
 
-    def bind(self, student: nn.Module, teacher: nn.Module) -> "Distillation":
+    def bind(self, student: nn.Module, teacher: nn.Module, data: Any = None) -> "Distillation":
         """Set the teacher (never trained) and the layers to compare.
 
         Those are the attentions that the student's stack replaced.
+
+        Args:
+            student: carries conversions.
+            teacher: the model that it came from.
+            data: what it will be trained on; some objectives need to know of it beforehand.
 
         Raises:
             InputError: teacher and student aren't of one architecture.

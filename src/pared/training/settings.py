@@ -19,7 +19,7 @@ class TrainingSettings(BaseModel):
         default=64, ge=1, description="samples per optimizer step, over all processes"
     )
     learning_rate: float = Field(default=1e-4, gt=0)
-    schedule: Literal["constant", "cosine"] = Field(
+    schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="shape of the learning rate after the warm-up"
     )
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
@@ -66,6 +66,8 @@ class TrainingSettings(BaseModel):
         if self.schedule == "constant":
             return self.learning_rate
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.schedule == "linear":
+            return self.learning_rate * (1 - progress)
         return self.learning_rate * 0.5 * (1 + cos(pi * progress))
 
     def identity(self) -> dict:

@@ -1,0 +1,86 @@
+"""InstructPix2Pix: Learning to Follow Image Editing Instructions.
+
+arXiv 2211.09800, CVPR 2023.
+
+The denoiser also reads the latents of a given picture: its input layer gets as many channels again,
+which start at zero, behind those of the noised latents; then everything trains. Guidance takes up
+to three passes per step, without prompt and picture, with the picture, with both.
+
+Implemented from the paper; no code taken. Chosen here: an input layer for each task, so that a
+model may learn several and keep its text-to-image, whose layer stays as it is; with the tasks
+("text-to-image", "edit") the second one is the paper's. Not verified: quality at the paper's scale.
+"""
+
+from typing import Any, cast
+
+from pydantic import Field, field_validator
+from torch import nn
+
+from pared import anatomy
+from pared.anatomy import Family
+from pared.experts.task_layers import TaskConv, Tasks, checked
+from pared.info import Info
+from pared.method import Claim, Conversion
+from pared.worlds import tasks as known
+
+INFO = Info(
+    slug="picture-input",
+    title="InstructPix2Pix: Learning to Follow Image Editing Instructions",
+    arxiv="2211.09800",
+    venue="CVPR 2023",
+    kind="conversion",
+    families=("unet", "pixart", "sd3"),
+    training=True,
+    exact=False,
+    maturity="faithful",
+    summary="the denoiser also reads a given picture, by an input layer for each task",
+    cls="PictureInput",
+)
+
+
+class PictureInput(Conversion):
+    """Task input layers, section 3.2 of the paper."""
+
+    info = INFO
+
+    tasks: tuple[str, ...] = Field(
+        default=tuple(known.TASKS),
+        min_length=1,
+        description="what is learnt; the first is what calls without a task get, those of stock "
+        "pipelines among them",
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _of_known_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        return checked(tasks)
+
+    @property
+    def serves(self) -> int:
+        return len(self.tasks)
+
+    def claims(self, family: Family) -> list[Claim]:
+        if "text" not in family.conditions:
+            takes = ", ".join(family.conditions)
+            raise family.refuse(
+                self.info.slug, f"its tasks are told in words, and this model takes {takes}."
+            )
+        if not isinstance(family.model.get_submodule(family.input_layer), nn.Conv2d):
+            raise family.refuse(
+                self.info.slug, f"its input layer {family.input_layer} is no convolution."
+            )
+        return [Claim(family.input_layer, "replaces")]
+
+    def trainable(self, family: Family) -> tuple[str, ...]:
+        return ("*",)
+
+    def convert(self, model: nn.Module) -> None:
+        family = anatomy.of(model)
+        conv = cast(nn.Conv2d, model.get_submodule(family.input_layer))
+        tasks = Tasks(self.tasks, family.input("task"))
+        reads = [known.get(name).reads_image for name in self.tasks]
+        family.replace(family.input_layer, TaskConv(conv, tasks, reads))
+
+    def healing(self, task: Any) -> Any:
+        """The plain task loss, on batches that mix tasks."""
+        return task

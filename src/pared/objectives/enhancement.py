@@ -1,0 +1,114 @@
+"""Training of personalised speech enhancement: one voice is kept, and silence where it is silent.
+
+    L = -SI-SDR(x^, x) + |X^|^0.3 and X^0.3 errors + over-suppression
+
+SI-SDR (Le Roux et al. 2019, arXiv 1811.02508) leaves the level free; the errors of compressed
+spectra hold it. Where the target is silent SI-SDR has no meaning: there the energy of what is left
+counts. What is missing of the target costs once more than what is left of the others, since people
+mind lost words most. The terms and weights are those of the card of streaming-pse; that of
+over-suppression is known from the literature of personalised enhancement, from memory.
+"""
+
+import torch
+from torch import Tensor, nn
+
+# Spectra of the loss: as long and as far apart as the enhancer's own, which needn't be so.
+WINDOW, HOP = 512, 256
+# The power of the compressed spectra.
+COMPRESSION = 0.3
+# What keeps logarithms and roots finite.
+TINY = 1e-8
+# A target whose mean power is below this (-80 dB) is silent.
+SILENT = 1e-8
+# Share of the mixture's energy below which what is left in silence isn't told from nothing.
+LEFT = 1e-3
+
+
+class Enhancement(nn.Module):
+    """Signal, spectral, silence and over-suppression terms.
+
+    Batch: `mixture` and `target` (batch, samples), `enrolment` (batch, longest) and, where
+    enrolments differ in length, `enrolment_lengths` (batch,), as of
+    `pared.worlds.speech.data.EnhancementData`. Model: called with mixture, enrolment and lengths;
+    gives (batch, samples).
+
+    Args:
+        sdr: weight of the SI-SDR, in dB, and of what stands in for it in silence.
+        magnitude: of the compressed magnitudes' squared error.
+        spectrum: of the compressed complex spectra's.
+        suppression: of the squared part of the magnitudes' error that is missing.
+    """
+
+    def __init__(
+        self,
+        sdr: float = 1.0,
+        magnitude: float = 1.0,
+        spectrum: float = 0.1,
+        suppression: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.sdr, self.magnitude = sdr, magnitude
+        self.spectrum, self.suppression = spectrum, suppression
+
+    def forward(
+        self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        mixture, target = batch["mixture"], batch["target"]
+        enhanced = model(mixture, batch["enrolment"], batch.get("enrolment_lengths"))
+        return self.terms(enhanced.float(), target.float(), mixture.float())
+
+    def terms(self, enhanced: Tensor, target: Tensor, mixture: Tensor) -> dict[str, Tensor]:
+        """The weighted terms of a batch, each (batch, samples)."""
+        silent = target.square().mean(dim=-1) < SILENT
+        signal = torch.where(silent, 0.0, -si_sdr(enhanced, target)).mean()
+        silence = torch.where(silent, residue(enhanced, mixture), 0.0).mean()
+        ours, wanted = spectra(enhanced), spectra(target)
+        missing = magnitudes(wanted) - magnitudes(ours)
+        error = (compressed(ours) - compressed(wanted)).square().sum(dim=-1)
+        return {
+            "signal": self.sdr * signal,
+            "silence": self.sdr * silence,
+            "magnitude": self.magnitude * missing.square().mean(),
+            "spectrum": self.spectrum * error.mean(),
+            "suppression": self.suppression * missing.clamp(min=0).square().mean(),
+        }
+
+
+def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio in dB, (batch,), of signals (batch, samples).
+
+    10 log10(|a x|^2 / |x^ - a x|^2) with a = <x^, x> / |x|^2.
+    """
+    scale = (estimate * target).sum(dim=-1, keepdim=True)
+    scale = scale / (target.square().sum(dim=-1, keepdim=True) + TINY)
+    kept = scale * target
+    return decibel(kept.square().sum(dim=-1), (estimate - kept).square().sum(dim=-1))
+
+
+def residue(estimate: Tensor, mixture: Tensor) -> Tensor:
+    """10 log10(|x^|^2 + 1e-3 |y|^2), (batch,): what is left where nothing should be."""
+    energy = estimate.square().sum(dim=-1) + LEFT * mixture.square().sum(dim=-1)
+    return 10 * (energy + TINY).log10()
+
+
+def decibel(power: Tensor, reference: Tensor) -> Tensor:
+    """10 log10 of a ratio of powers."""
+    return 10 * ((power + TINY) / (reference + TINY)).log10()
+
+
+def spectra(signals: Tensor) -> Tensor:
+    """Of signals (batch, samples): real and imaginary parts, (batch, F, frames, 2)."""
+    window = torch.hann_window(WINDOW, device=signals.device).sqrt()
+    found = torch.stft(signals, WINDOW, HOP, window=window, return_complex=True)
+    return torch.view_as_real(found)
+
+
+def magnitudes(spectra: Tensor) -> Tensor:
+    """|X|^0.3."""
+    return (spectra.square().sum(dim=-1) + TINY) ** (COMPRESSION / 2)
+
+
+def compressed(spectra: Tensor) -> Tensor:
+    """X^0.3: magnitudes compressed, each with its own phase."""
+    power = spectra.square().sum(dim=-1, keepdim=True) + TINY
+    return spectra * power ** ((COMPRESSION - 1) / 2)

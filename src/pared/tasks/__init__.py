@@ -1,0 +1,1 @@
+"""One denoiser, many jobs: what each task gives it, its data, its sampling."""

@@ -1,0 +1,382 @@
+"""Streaming PSE: its checks, what it learns, files, bad input, and the step in onnxruntime."""
+
+import inspect
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import pared
+from pared.anatomy import presets
+from pared.bench import host
+from pared.objectives.enhancement import Enhancement, si_sdr
+from pared.speech.streaming_pse import enrolment, method_checks, model, stream
+from pared.speech.streaming_pse.method_checks import frames_of, noise, toy
+from tests.speech.tones import Tones
+
+CHECKS = [f for name, f in inspect.getmembers(method_checks) if name.startswith("check_")]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
+def test_shipped_check(check):
+    check()
+
+
+# The settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("streaming-pse:width=90", "width=90 doesn't split into 4 heads"),
+        ("streaming-pse:window=511", "window=511 can't move by half"),
+        ("streaming-pse:lookahead=4", "lookahead=4 doesn't work: .*default is 0"),
+        ("streaming-pse:conditioning=vector", "conditioning='vector' doesn't work"),
+    ],
+)
+def test_bad_settings(spec, message):
+    with pytest.raises(pared.InputError, match=message):
+        pared.parse(spec)
+
+
+def test_latency_by_construction():
+    assert pared.StreamingPSE().latency == 0.032
+    assert pared.StreamingPSE(lookahead=2).latency == 0.064
+
+
+@pytest.mark.parametrize("use", [pared.convert, pared.apply])
+def test_it_changes_no_other_model(use):
+    with pytest.raises(pared.InputError, match="it is a model of its own"):
+        use(presets.build("toy:dit"), pared.StreamingPSE())
+
+
+@pytest.mark.parametrize("conditioning", ["cross", "static_mean", "static_vector", "none"])
+@pytest.mark.parametrize("fusion", ["concat", "add", "film"])
+def test_every_conditioning_with_every_fusion(conditioning, fusion):
+    enhancer = toy(conditioning=conditioning, fusion=fusion, vector_width=6)
+    given = noise(2, 6) if conditioning == "static_vector" else noise(2, 700)
+    given[1] = given[1].cumsum(0)  # another spectrum
+    recordings = noise(1, 500, seed=2).expand(2, -1)
+    told = enhancer.encode(given)
+    enhanced = enhancer(recordings, given)
+    torch.testing.assert_close(enhancer.enhance(recordings, told), enhanced)
+    # Only who is told apart gets something else.
+    same = torch.allclose(enhanced[0], enhanced[1], rtol=0, atol=1e-5)
+    assert same == (conditioning == "none")
+    enhanced.square().sum().backward()
+    unused = {name for name, p in enhancer.named_parameters() if p.grad is None}
+    assert not unused
+
+
+def test_only_the_first_layer_is_told():
+    enhancer = toy(conditioned="first")
+    assert enhancer.layers[1].fusion is None and enhancer.layers[1].cross is None
+    assert frames_of(enhancer).shape[1] == enhancer.cached(frames_of(enhancer))["key"].shape[3]
+    assert len(enhancer.cached(frames_of(enhancer))["key"]) == 1
+
+
+# The enrolment ----------------------------------------------------------------------------------
+
+
+def test_pauses_and_padding_of_an_enrolment_are_left_out():
+    enhancer, speech = toy(), noise(2 * 16000)
+    pause = 1e-4 * noise(16000, seed=1)
+    with_pause = torch.cat([speech[:16000], pause, speech[16000:]])
+    kept = enrolment.enrol(enhancer, with_pause)["key"].shape[3] * enhancer.settings.hop
+    assert abs(kept - len(speech)) <= 2 * enhancer.settings.window
+    padded = torch.nn.functional.pad(speech[None], (0, 5000))
+    told = enhancer.encode(padded, torch.tensor([len(speech)]))
+    wanted = enhancer.encode(speech[None])
+    recording = noise(1, 500, seed=2)
+    torch.testing.assert_close(
+        enhancer.enhance(recording, told), enhancer.enhance(recording, wanted), atol=1e-5, rtol=0
+    )
+
+
+def test_an_enrolment_may_be_loud_or_soft():
+    enhancer, speech = toy(), noise(2 * 16000)
+    loud, soft = (enrolment.enrol(enhancer, gain * speech)["key"] for gain in (1.0, 0.03))
+    torch.testing.assert_close(soft, loud, rtol=0, atol=1e-4)
+
+
+def test_ten_seconds_count():
+    enhancer = toy(enrolment_seconds=1.5)
+    told = enrolment.enrol(enhancer, noise(5 * 16000))
+    assert told["key"].shape[3] == int(1.5 * 16000 // enhancer.settings.hop)
+
+
+@pytest.mark.parametrize(
+    "recording, message",
+    [
+        (torch.zeros(0), "the enrolment has 0.00 s; it needs at least 1"),
+        (noise(15000), "the enrolment has 0.94 s; it needs at least 1"),
+        (torch.zeros(32000), "the enrolment is silent"),
+        (
+            torch.cat([noise(4000), torch.zeros(28000)]),
+            r"has 0.25 s of speech; it needs at least 0",
+        ),
+        (torch.full((32000,), torch.nan), r"sample 0 \(0.000 s\) is NaN or infinite"),
+        (noise(2, 32000), r"of shape \(2, 32000\)"),
+        (torch.ones(32000, dtype=torch.int16), "the samples are torch.int16"),
+    ],
+)
+def test_bad_enrolments(recording, message):
+    with pytest.raises(pared.InputError, match=message):
+        enrolment.enrol(toy(), recording)
+
+
+def test_an_embedding_from_elsewhere_is_no_recording():
+    with pytest.raises(pared.InputError, match="takes a speaker's embedding"):
+        enrolment.enrol(toy(conditioning="static_vector"), noise(32000))
+
+
+def test_enrolment_files(tmp_path):
+    enhancer, path = toy(), tmp_path / "me.safetensors"
+    told = enrolment.enrol(enhancer, noise(32000))
+    enrolment.save(path, enhancer, told)
+    found = enrolment.load(path, enhancer)
+    assert found.keys() == told.keys()
+    assert all(torch.equal(found[name], told[name]) for name in told)
+
+
+def test_enrolment_files_that_are_refused(tmp_path):
+    enhancer, path = toy(), tmp_path / "me.safetensors"
+    enrolment.save(path, enhancer, enrolment.enrol(enhancer, noise(32000)))
+    other = toy()
+    with torch.no_grad():
+        next(other.parameters())[0] += 1
+    with pytest.raises(pared.InputError, match="was made by another model"):
+        enrolment.load(path, other)
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:1000])
+    save_file(load_file(path), tmp_path / "bare")
+    for name, message in (("cut", "is no enrolment"), ("bare", "though a safetensors file"),
+                          ("gone", "there is no enrolment")):  # fmt: skip
+        with pytest.raises(pared.InputError, match=message):
+            enrolment.load(tmp_path / name, enhancer)
+    with pytest.raises(pared.InputError, match="can't be written"):
+        enrolment.save(tmp_path / "no" / "me.safetensors", enhancer, {})
+
+
+# The model --------------------------------------------------------------------------------------
+
+
+def test_saved_and_loaded(tmp_path):
+    enhancer = toy(mask="complex", lookahead=1)
+    enhancer.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").exists()
+    again = model.load(tmp_path / "model")
+    assert again.settings == enhancer.settings and again.digest() == enhancer.digest()
+    told, recording = enhancer.cached(frames_of(enhancer)), noise(1, 500)
+    assert torch.equal(again.enhance(recording, told), enhancer.enhance(recording, told))
+
+
+def test_models_that_are_refused(tmp_path):
+    folder = tmp_path / "model"
+    toy().save_pretrained(folder)
+    # Copies, since the file that they lie in is written anew.
+    weights = {k: v.clone() for k, v in load_file(folder / "model.safetensors").items()}
+    whole = (folder / "model.safetensors").read_bytes()
+    config = (folder / "config.json").read_text()
+
+    def refused(message):
+        with pytest.raises(pared.InputError, match=message) as error:
+            model.load(folder)
+        assert "\n" not in str(error.value)
+
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    refused("can't be opened as an enhancer")
+    save_file(
+        {k: v for k, v in weights.items() if k != "head.bias"},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    refused("lacks the weight 'head.bias'")
+    save_file(weights | {"extra": torch.ones(1)}, folder / "model.safetensors", {"format": "pt"})
+    refused("has a weight 'extra' of shape")
+    (folder / "model.safetensors").write_bytes(whole)
+    (folder / "config.json").write_text(config.replace('"width": 16', '"width": 15'))
+    refused("width=15 doesn't split")
+    (folder / "config.json").write_text(config.replace("streaming-pse", "wav2vec2"))
+    refused("holds a wav2vec2; the enhancer is a streaming-pse")
+    (folder / "config.json").unlink()
+    refused("can't be opened as an enhancer")
+
+
+def test_the_reference_attention_agrees():
+    enhancer, recording = toy(), noise(1, 1500)
+    told = enhancer.encode(noise(1, 700, seed=1))  # with a mask
+    wanted = enhancer.enhance(recording, told)
+    enhancer.set_attn_implementation("eager")
+    torch.testing.assert_close(enhancer.enhance(recording, told), wanted, rtol=0, atol=1e-6)
+
+
+def test_a_batch_is_its_samples():
+    enhancer = toy()
+    recordings, lengths = noise(3, 1000), torch.tensor([1.0, 0.5, 0.131])
+    told = enhancer.cached(frames_of(enhancer))
+    batch = enhancer.enhance_batch(recordings, lengths, told)
+    for row, recording, share in zip(batch, recordings, lengths, strict=True):
+        end = round(float(share) * 1000)
+        alone = enhancer.enhance(recording[None, :end], told)[0]
+        torch.testing.assert_close(row[:end], alone, rtol=0, atol=1e-5)
+        assert not row[end:].any()
+
+
+def test_bfloat16():
+    enhancer, recording = toy(), noise(1, 1000)
+    told = enhancer.cached(frames_of(enhancer))
+    wanted = enhancer.enhance(recording, told)
+    half = toy().to(torch.bfloat16)
+    got = half.enhance(recording, {k: v.bfloat16() for k, v in told.items()})
+    # Three digits in the layers; the mask is between 0 and 1 whatever they say.
+    assert (got - wanted).norm() < 0.05 * wanted.norm()
+
+
+# Streams ----------------------------------------------------------------------------------------
+
+SHARED = toy(width=4, heads=1, layers=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    cuts=st.lists(st.integers(1, 4000), min_size=1, max_size=12),
+    length=st.integers(0, 6000),
+)
+def test_any_chunks(cuts, length):
+    told, recording = SHARED.cached(frames_of(SHARED)), noise(length)
+    running, got, rest = stream.Stream(SHARED, told), [], recording
+    for cut in cuts:
+        got.append(running(rest[:cut]))
+        rest = rest[cut:]
+    got = torch.cat([*got, running(rest), running.flush()])
+    wanted = SHARED.enhance(recording[None], told)[0] if length else recording
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_stream_begins_again_after_its_end():
+    running = stream.Stream(SHARED, SHARED.cached(frames_of(SHARED)))
+    first = torch.cat([running(noise(500)), running.flush()])
+    assert torch.equal(torch.cat([running(noise(500)), running.flush()]), first)
+
+
+def test_the_state_is_as_large_after_a_minute():
+    enhancer = toy(width=4, heads=1, layers=1, window=512)
+    running = stream.Stream(enhancer, enhancer.cached(frames_of(enhancer)))
+    size = method_checks.elements(running.state)
+    for second in range(60):
+        running(noise(16000, seed=second))
+        assert method_checks.elements(running.state) == size
+        assert running.pending.untyped_storage().nbytes() <= 4 * running.hop
+
+
+@pytest.mark.slow
+def test_an_hour_takes_no_more_memory_than_a_minute():
+    enhancer = toy(width=4, heads=1, layers=1, window=512)
+    running = stream.Stream(enhancer, enhancer.cached(frames_of(enhancer)))
+    held = []
+    for minute in range(60):
+        for second in range(60):
+            running(noise(16000, seed=second))
+        held.append(host.resident_bytes())
+        assert running.latency.report().hops == (minute + 1) * 3750
+    assert held[-1] - held[0] < 2**20
+
+
+def test_a_nan_leaves_the_stream_as_it_was():
+    told, recording = SHARED.cached(frames_of(SHARED)), noise(1000)
+    running = stream.Stream(SHARED, told)
+    got = [running(recording[:300])]
+    broken = recording[300:].clone()
+    broken[7] = torch.nan
+    with pytest.raises(pared.InputError, match=r"sample 307 \(0.019 s\) is NaN"):
+        running(broken)
+    got += [running(recording[300:]), running.flush()]
+    wanted = SHARED.enhance(recording[None], told)[0]
+    torch.testing.assert_close(torch.cat(got), wanted, rtol=0, atol=1e-5)
+
+
+def test_latency_is_counted_to_two_percent():
+    latency = stream.Latency(0.016)
+    for milliseconds in range(1, 101):
+        latency.add(milliseconds / 1000)
+    report = latency.report()
+    assert report.median == pytest.approx(0.050, rel=0.03)
+    assert report.p99 == pytest.approx(0.099, rel=0.03)
+    assert (report.hops, report.worst, report.late) == (100, 0.1, 84)
+    assert report.real_time_factor == pytest.approx(5.05 / 1.6)
+    assert stream.Latency(0.016).report().median == 0
+
+
+# ONNX -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"lookahead": 2, "mask": "complex"}, {"conditioning": "static_mean", "fusion": "film"}],
+    ids=["cross", "complex", "static"],
+)
+def test_the_exported_step_gives_the_same(settings, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    from pared.export.onnx import OnnxStep, export_step
+
+    enhancer = toy(**settings)
+    path = export_step(enhancer, tmp_path / "step.onnx")
+    told, recording = enhancer.cached(frames_of(enhancer, 31)), noise(1, 3000)
+    running = stream.Stream(enhancer, told, OnnxStep(path))
+    got = torch.cat([running(recording[0]), running.flush()])
+    torch.testing.assert_close(got, enhancer.enhance(recording, told)[0], rtol=0, atol=1e-5)
+
+
+def test_export_wants_float32_on_the_cpu(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    from pared.export.onnx import export_step
+
+    with pytest.raises(pared.InputError, match=r"the model is in torch\.bfloat16"):
+        export_step(toy().to(torch.bfloat16), tmp_path / "step.onnx")
+
+
+# Learning ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_it_learns_whose_voice_to_keep():
+    """Two synthetic voices at 0 dB: the card's gates."""
+    none, mean, cross = (_learnt(kind) for kind in ("none", "static_mean", "cross"))
+    assert cross["improvement"] > none["improvement"] + 3
+    assert cross["improvement"] > mean["improvement"] - 0.3
+    assert cross["flips"] > 0.8 and none["flips"] == 0
+
+
+def _learnt(conditioning: str) -> dict[str, float]:
+    torch.manual_seed(0)
+    enhancer = pared.StreamingPSE(
+        width=48, heads=4, layers=2, left_context=32,
+        conditioning=conditioning, enrolment_encoder="frames",
+    ).build()  # fmt: skip
+    objective = Enhancement(sdr=0.1, magnitude=5, spectrum=0, suppression=0)
+    optimizer = torch.optim.AdamW(enhancer.parameters(), lr=2e-3)
+    generator, world = torch.Generator().manual_seed(0), Tones()
+    for _ in range(200):
+        batch = world.batch(8, generator)
+        optimizer.zero_grad()
+        sum(objective(enhancer, batch, generator).values()).backward()
+        torch.nn.utils.clip_grad_norm_(enhancer.parameters(), 5)
+        optimizer.step()
+    with torch.no_grad():
+        batch = world.batch(64, torch.Generator().manual_seed(1))
+        target, other, mixture = batch["target"], batch["interference"], batch["mixture"]
+        kept = enhancer(mixture, batch["enrolment"])
+        swapped = enhancer(mixture, batch["other_enrolment"])
+        right = si_sdr(kept, target) > si_sdr(kept, other)
+        flipped = si_sdr(swapped, other) > si_sdr(swapped, target)
+        improvement = (si_sdr(kept, target) - si_sdr(mixture, target)).mean()
+    return {
+        "improvement": float(improvement),
+        "right": float(right.float().mean()),
+        "flips": float((right & flipped).float().mean()),
+    }

@@ -1,0 +1,173 @@
+"""Pipelines that are asked for tasks: the stock call, the given picture, masks, refusals."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pared
+from pared.errors import InputError
+from pared.experts.folding import fold
+from pared.experts.multi_task_upcycling import MultiTaskUpcycling
+from pared.experts.picture_input import PictureInput
+from pared.method import replace_denoiser
+from pared.tasks.pipeline import TaskCalls, with_tasks
+from tests.recipes.pipelines import pipeline
+
+FAMILIES = ("unet", "pixart", "sd3")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def taught(request):
+    """A toy pipeline whose denoiser knows all four tasks, with weights that tell them apart."""
+    pipe = with_tasks(pipeline(request.param))
+    pipe.set_progress_bar_config(disable=True)
+    pared.convert(pipe, MultiTaskUpcycling(experts=2))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in pared.method.denoiser(pipe).parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return pipe
+
+
+def noise(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def picture(size: tuple[int, int] = (64, 48), seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def ask(pipe, task, prompt="make it green", image=None, seed=0, **call):
+    given = {"num_inference_steps": 2, "generator": noise(seed)} | call
+    return pipe(prompt, task=task, image=image, **given).images
+
+
+def differ(a: Image.Image, b: Image.Image) -> bool:
+    return a.size != b.size or a.tobytes() != b.tobytes()
+
+
+def test_a_call_without_a_task_is_the_stock_one():
+    pipe = pipeline("unet")
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2, "height": 64, "width": 64, "guidance_scale": 2.0}
+    stock = pipe("a fox", generator=noise(), **call).images[0]
+    cls = type(pipe)
+    assert with_tasks(with_tasks(pipe)) is pipe
+    assert isinstance(pipe, cls)
+    assert type(pipe).__name__ == cls.__name__
+    assert not differ(pipe("a fox", generator=noise(), **call).images[0], stock)
+    # The task of the same name paints the same: one loop stands for the other.
+    ours = ask(pipe, "text-to-image", "a fox", **call)[0]
+    near = np.abs(np.asarray(ours, dtype=int) - np.asarray(stock, dtype=int))
+    assert near.max() <= 1
+
+
+def test_it_saves_as_what_it_is(tmp_path):
+    pipe = with_tasks(pipeline("unet"))
+    again = pared.load(pared.save(pipe, tmp_path / "model"))
+    assert type(again).__name__ == "StableDiffusionPipeline"
+    assert not isinstance(again, TaskCalls)
+
+
+def test_tasks_read_the_picture_and_differ(taught):
+    one, other = picture(), picture(seed=1)
+    edited = ask(taught, "edit", image=one)[0]
+    assert edited.size == one.size
+    assert differ(edited, ask(taught, "edit", image=other)[0])
+    assert differ(edited, ask(taught, "inpaint", image=one)[0])
+    assert not differ(edited, ask(taught, "edit", image=one)[0])
+    larger = ask(taught, "upscale", "", image=picture((16, 16)))[0]
+    assert larger.size == (64, 64)
+
+
+def test_a_batch_is_its_pictures(taught):
+    first = picture()
+    both = ask(taught, "edit", ["make it green", "make it red"], image=[first, first])
+    alone = ask(taught, "edit", image=first)
+    assert len(both) == 2
+    near = np.abs(np.asarray(both[0], dtype=int) - np.asarray(alone[0], dtype=int))
+    assert near.max() <= 2
+
+
+def test_guidance_changes_pictures_and_one_is_none(taught):
+    image = picture()
+    plain = ask(taught, "edit", image=image)[0]
+    assert differ(plain, ask(taught, "edit", image=image, guidance_scale=3.0)[0])
+    assert differ(plain, ask(taught, "edit", image=image, image_guidance_scale=2.0)[0])
+    assert not differ(plain, ask(taught, "edit", image=image, guidance_scale=1.0)[0])
+
+
+@pytest.mark.parametrize(("scales", "passes"), [((1, 1), 1), ((3, 1), 2), ((3, 2), 3)])
+def test_calls_per_step_are_those_that_guidance_needs(taught, scales, passes):
+    model, calls = pared.method.denoiser(taught), []
+    hook = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    text, image = scales
+    ask(taught, "edit", image=picture(), guidance_scale=text, image_guidance_scale=image)
+    hook.remove()
+    assert len(calls) == 2 * passes
+
+
+def test_outside_of_the_mask_nothing_changes(taught):
+    image, mask = picture((64, 64)), Image.new("L", (64, 64))
+    mask.paste(255, (16, 16, 40, 40))
+    found = np.asarray(ask(taught, "inpaint", "remove it", image=image, mask=mask)[0])
+    kept = np.asarray(mask) == 0
+    assert (found[kept] == np.asarray(image)[kept]).all()
+    assert (found[~kept] != np.asarray(image)[~kept]).any()
+
+
+def test_a_folded_model_does_its_task():
+    image = picture()
+    upcycled = with_tasks(pipeline("unet"))
+    upcycled.set_progress_bar_config(disable=True)
+    pared.convert(upcycled, MultiTaskUpcycling(experts=2))
+    wanted = ask(upcycled, "edit", image=image)[0]
+    replace_denoiser(upcycled, fold(upcycled, "edit"))
+    found = ask(upcycled, "edit", image=image)[0]
+    assert np.abs(np.asarray(found, dtype=int) - np.asarray(wanted, dtype=int)).max() <= 1
+    with pytest.raises(InputError, match=r"not taught 'text-to-image': its input layer takes only"):
+        ask(upcycled, "text-to-image")
+
+
+BAD = [
+    ({"task": "paint"}, r"no task 'paint'; did you mean inpaint"),
+    ({"task": "edit"}, r"edit needs a picture"),
+    (
+        {"task": "edit", "prompt": " ", "image": picture()},
+        r"needs a prompt that says what to chang",
+    ),
+    ({"task": "edit", "prompt": []}, r"edit needs a prompt"),
+    ({"task": "text-to-image", "image": picture()}, r"reads no picture"),
+    ({"task": "edit", "prompt": ["a", "b"], "image": [picture()]}, r"1 images for 2 prompts"),
+    (
+        {"task": "edit", "prompt": ["a", "b"], "image": [picture(), picture((32, 32))]},
+        r"must be of one size; these come out as \(32, 32\) and \(64, 48\)",
+    ),
+    (
+        {"task": "inpaint", "image": picture(), "mask": Image.new("L", (8, 8), 255)},
+        r"the mask is 8 x 8 pixels and its picture 64 x 48",
+    ),
+    ({"task": "inpaint", "image": picture(), "mask": Image.new("L", (64, 48))}, r"all black"),
+    ({"task": "edit", "image": picture(), "mask": Image.new("L", (64, 48), 255)}, r"takes no mask"),
+    ({"task": "edit", "image": picture(), "height": 64}, r"both height and width"),
+    ({"task": "edit", "image": picture(), "height": 50, "width": 64}, r"multiples of 8"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), BAD)
+def test_bad_calls_are_refused_in_a_sentence(call, words):
+    pipe = with_tasks(pipeline("unet"))
+    pared.convert(pipe, MultiTaskUpcycling(experts=2))
+    with pytest.raises(InputError, match=words):
+        ask(pipe, **call)
+
+
+def test_tasks_that_a_model_was_not_taught():
+    pipe = with_tasks(pipeline("unet"))
+    with pytest.raises(InputError, match=r"not taught 'edit': its input layer takes text-to-image"):
+        ask(pipe, "edit", image=picture())
+    pared.convert(pipe, PictureInput(tasks=("text-to-image", "edit")))
+    with pytest.raises(InputError, match=r"not taught 'inpaint'; it was taught text-to-image, edi"):
+        ask(pipe, "inpaint", image=picture())
