@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import record
+import speed
 import torch
 from torch.nn import Module
 
@@ -337,7 +338,9 @@ def main() -> None:
     tables = {f"four tasks, {budget}": rows}
     if layers := moved(done):
         tables["how far layers move when fine-tuned for one task"] = layers
-    record.write(SLUG, claims_of(done, base, budget), tables)
+    upcycled, plain = (speed.macs("sd1.5", m, 512) for m in ([pared.MultiTaskUpcycling()], []))
+    counted = record.claim(SLUG, "macs-over-base", upcycled / plain, None, (0,), "counted")
+    record.write(SLUG, [counted, *claims_of(done, base, budget)], tables)
 
 
 if __name__ == "__main__":

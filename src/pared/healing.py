@@ -26,7 +26,8 @@ def heal(
 ) -> Run:
     """Train `student` in place until it paints like `teacher`.
 
-    The objective is that of the student's first conversion that needs training.
+    The objective is that of the student's last conversion whose paper has one of its own; where
+    none has, it is the denoiser's task.
 
     Args:
         student: a converted model (or a pipeline that holds one).
@@ -53,7 +54,9 @@ def heal(
         )
     if not (healed := [m for m in stack if m.info.training]):
         raise InputError(f"{stack[0].info.slug} changes no outputs and needs no healing.")
-    objective = healed[0].healing(task or Denoising())
+    task = task or Denoising()
+    own = [objective for m in healed if (objective := m.healing(task)) is not task]
+    objective = own[-1] if own else task
     objective.bind(student, teacher, data)
     if settings is None:
         family = anatomy.of(student)

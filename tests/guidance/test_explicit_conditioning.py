@@ -577,11 +577,6 @@ def test_it_goes_with_denoisers_of_many_tasks(other):
     assert reads_source(model)
     batch = edits(model)
     batch["task"] = torch.arange(4)
-    # Text-to-image is given none: the endpoint is the prompt's alone.
-    batch["source"][0] = batch["source_std"][0] = 0
-    endpoint = prior_of(model)(batch["source"], batch["source_std"], batch)
-    assert torch.equal(endpoint.mean[0], torch.zeros_like(endpoint.mean[0]))
-    assert torch.equal(endpoint.std[0], torch.ones_like(endpoint.std[0]))
     Explicit()(model, batch, seeded())["task"].backward()
     assert model.conv_in.weight.grad.any()
 
@@ -677,3 +672,21 @@ def test_learning_needs_fewer_steps_and_a_shorter_way():
     assert max(explicit.values()) < 1.15 * min(explicit.values()), told
     assert max(baseline.values()) > 3 * min(baseline.values()), told
     assert near < 0.5 * white
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_one_model_paints_from_noise_and_edits_from_pictures(order):
+    """In a mixed batch samples without a picture end in white noise, the others in their y."""
+    model = presets.build("toy:unet", device="cpu")
+    methods = [pared.MultiTaskUpcycling(experts=2), ExplicitConditioning()]
+    pared.convert(model, *(methods[::-1] if order else methods))
+    batch = edits(model)
+    batch["source"][::2], batch["source_std"][::2] = 0, 0
+    batch["task"] = torch.tensor([0, 1, 0, 1])
+    prior, objective = prior_of(model), methods[1].healing(Denoising("flow"))
+    endpoint = prior(batch["source"], batch["source_std"], {"text": batch["text"]})
+    endpoint = endpoint.only_where(batch["source"].flatten(1).any(dim=1))
+    assert torch.equal(endpoint.mean[::2], torch.zeros_like(endpoint.mean[::2]))
+    assert torch.equal(endpoint.std[::2], torch.ones_like(endpoint.std[::2]))
+    assert endpoint.mean[1::2].abs().mean() > 0.5
+    assert objective(model, batch, seeded())["task"].isfinite()

@@ -43,6 +43,11 @@ class Gaussian:
         """y = mu + Sigma^(1/2) eps, with eps from a generator on the CPU."""
         return self.mean + self.std * randn_like(self.mean, generator)
 
+    def only_where(self, given: Tensor) -> "Gaussian":
+        """The same for the samples that are `given`, (batch,), and white noise for the others."""
+        given = given.view(-1, 1, 1, 1)
+        return Gaussian(self.mean * given, torch.where(given, self.std, 1.0))
+
 
 def standard(like: Tensor) -> Gaussian:
     """White noise, the endpoint of ordinary diffusion, shaped like a tensor."""

@@ -45,7 +45,8 @@ class Explicit(nn.Module):
 
     Batch: that of `Denoising`, and `source` and `source_std`, mean and standard deviation of the
     given pictures' latents, shaped and scaled like `latents`. A denoiser that reads such latents
-    behind the noised ones gets them there too.
+    behind the noised ones gets them there too. Samples whose source is all zeros have no picture,
+    as in text-to-image, and end in white noise.
 
     Args:
         task: what the denoiser predicts.
@@ -106,6 +107,8 @@ class Explicit(nn.Module):
             del condition["source"]
         with torch.set_grad_enabled(self.learn_prior and torch.is_grad_enabled()):
             endpoint = prior(source, std, condition)
+        # What is painted from words alone goes on ending in noise.
+        endpoint = endpoint.only_where(source.flatten(1).any(dim=1))
         noised = self.noised(batch, endpoint, generator)
         prediction = anatomy.of(model).denoise(model, noised.latents, noised.timestep, condition)
         terms = {"task": F.mse_loss(prediction.float(), noised.target)}
