@@ -1,7 +1,7 @@
 """Times one attention layer of every kind against tokens, 1k to 65k, and measures its memory.
 
     python benchmarks/mixers.py            # a quarter of an hour on two cores
-    python benchmarks/mixers.py --sides 32 64
+    python benchmarks/mixers.py --only "CLEAR r=8"
 
 Full width, random weights, bfloat16. Writes tables and curves into results/mixers.json. Each layer
 is measured in a process of its own, so that no other one's memory lies about.
@@ -16,7 +16,7 @@ import record
 import torch
 
 import pared
-from pared import anatomy
+from pared import anatomy, results
 from pared.anatomy import presets
 from pared.bench import scaling
 from pared.bench.timing import peak_memory
@@ -79,35 +79,47 @@ def measured(preset: str, spec: str | None, sides: list[int]) -> list[dict[str, 
     return rows
 
 
+def row_of(name: str, found: list[dict[str, float]]) -> dict[str, object]:
+    """One row: exponents of the last two sizes, and what every size takes."""
+    tokens = [point["tokens"] for point in found]
+    row: dict[str, object] = {"layer": name}
+    for key in ("seconds", "bytes"):
+        exponent = scaling.exponent(tokens[-2:], [point[key] for point in found[-2:]])
+        row[f"exponent of {key}, last two sizes"] = round(exponent, 3)
+    row |= {f"s at {p['tokens']}": float(f"{p['seconds']:.3g}") for p in found}
+    return row | {f"MiB at {p['tokens']}": round(p["bytes"] / 2**20) for p in found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 64, 128, 256])
-    sides = parser.parse_args().sides
+    parser.add_argument("--only", nargs="+", metavar="LAYER", help="measure these anew")
+    options = parser.parse_args()
+    old = results.read("mixers", record.ROOT / "results")
     for preset, layers in LAYERS.items():
-        rows, times, memory = [], {}, {}
+        title = f"one attention of {preset}"
+        kept = old if old is not None and options.only else results.Results("mixers", ())
+        rows = {row["layer"]: row for row in kept.tables.get(title, [])}
+        times = dict(kept.figures.get(f"time of {title}", {"series": {}})["series"])
+        memory = dict(kept.figures.get(f"memory of {title}", {"series": {}})["series"])
         for name, spec in layers.items():
+            if options.only and name not in options.only:
+                continue
             with multiprocessing.get_context("spawn").Pool(1) as alone:
-                found = alone.apply(measured, (preset, spec, sides))
-            tokens = [point["tokens"] for point in found]
-            row: dict[str, object] = {"layer": name}
-            for key in ("seconds", "bytes"):
-                exponent = scaling.exponent(tokens[-2:], [point[key] for point in found[-2:]])
-                row[f"exponent of {key}, last two sizes"] = round(exponent, 3)
-            row |= {f"s at {p['tokens']}": float(f"{p['seconds']:.3g}") for p in found}
-            row |= {f"MiB at {p['tokens']}": round(p["bytes"] / 2**20) for p in found}
-            rows.append(row)
+                found = alone.apply(measured, (preset, spec, options.sides))
+            rows[name] = row_of(name, found)
             times[name] = [(p["tokens"], float(f"{p['seconds']:.4g}")) for p in found]
             memory[name] = [(p["tokens"], round(p["bytes"] / 2**20, 1)) for p in found]
         tables = {
-            f"one attention of {preset}": rows,
+            title: [rows[name] for name in layers if name in rows],
             "conditions": [
                 {"what": "machine", "value": record.describe_machine()},
                 {"what": "commit", "value": record.commit()},
             ],
         }
         curves = {
-            f"time of one attention of {preset}": record.curves("image tokens", "seconds", times),
-            f"memory of one attention of {preset}": record.curves("image tokens", "MiB", memory),
+            f"time of {title}": record.curves("image tokens", "seconds", times),
+            f"memory of {title}": record.curves("image tokens", "MiB", memory),
         }
         record.write("mixers", (), tables, curves)
 

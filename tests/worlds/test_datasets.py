@@ -1,5 +1,7 @@
 """Data as the training loop draws it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.recipes.pipelines import pipeline
@@ -101,3 +103,17 @@ def test_images_of_labels_have_no_prompts_to_encode():
     family = anatomy.of(presets.build("toy:dit", device="cpu"))
     with pytest.raises(InputError, match="no prompts that could be encoded"):
         family.encode(None, ["a"])
+
+
+def test_latents_are_named_by_what_they_are_made_of():
+    """Rounding, which the number of threads changes, must not keep a run from going on."""
+    pipe = pipeline("unet")
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    data = latents_of(pipe, images, ["a", "b"])
+    rounded = replace(data, latents=data.latents + 1e-7)
+    assert rounded.identity() == data.identity() == latents_of(pipe, images, ["a", "b"]).identity()
+    others = [latents_of(pipe, images, ["a", "c"]), latents_of(pipe, images.flip(0), ["a", "b"])]
+    with torch.no_grad():
+        pipe.vae.encoder.conv_in.weight.add_(1)
+    others.append(latents_of(pipe, images, ["a", "b"]))
+    assert len({each.identity() for each in (data, *others)}) == 4

@@ -14,7 +14,7 @@ from pared import anatomy
 from pared.errors import InputError
 from pared.method import denoiser
 from pared.worlds import tasks as tasks_of
-from pared.worlds.datasets import encode_latents, fingerprint
+from pared.worlds.datasets import encode_latents, fingerprint, origin
 from pared.worlds.tasks import Examples
 
 PLAIN = ("text-to-image",)
@@ -62,6 +62,7 @@ class TaskData:
         self._index = torch.tensor([self.tasks.index(name) for name in names])
 
         pictures, places = _once([each.images for each in examples])
+        self._origin = origin(pipeline, pictures, [t for each in examples for t in each.texts])
         self.latents, self.latent_std = encode_latents(pipeline.vae, pictures)
         texts = dict.fromkeys(text for each in examples for text in each.texts)
         number = {text: n for n, text in enumerate(texts, start=1)}
@@ -141,8 +142,9 @@ class TaskData:
 
     def identity(self) -> str:
         rows = [index for of in self._rows for index in of]
-        held = fingerprint(self.latents, *self.condition.values(), self._index, *rows)
-        return f"{'+'.join(self.tasks)}-{held}{'' if self.drop else '-kept'}"
+        drawn = fingerprint(self._index, *rows)
+        kept = "" if self.drop else "-kept"
+        return f"{'+'.join(self.tasks)}-{self._origin}-{drawn}{kept}"
 
 
 def _check(examples: Sequence[Examples], tasks: tuple[str, ...]) -> None:

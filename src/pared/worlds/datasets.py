@@ -2,13 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pared import anatomy
 from pared.errors import InputError
@@ -32,6 +32,24 @@ def fingerprint(*tensors: Tensor) -> str:
             tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         )
     return digest.hexdigest()[:16]
+
+
+def origin(pipeline: Any, images: Tensor, texts: Sequence[str]) -> str:
+    """A short name for what a pipeline's encoders make of pictures and texts.
+
+    Latents depend on how a machine rounds, even on its number of threads; this doesn't, so that a
+    run can go on with more of them, or elsewhere.
+
+    Args:
+        pipeline: with its encoders, of which one number per parameter is read.
+        images: uint8, (count, 3, height, width).
+        texts: any number.
+    """
+    model = denoiser(pipeline)
+    parts = [p for p in pipeline.components.values() if isinstance(p, nn.Module) and p is not model]
+    numbers = [p.detach().flatten()[:1].float().cpu() for part in parts for p in part.parameters()]
+    words = torch.frombuffer(bytearray("\n".join(["", *texts]).encode() + b" "), dtype=torch.uint8)
+    return fingerprint(images, words, torch.cat(numbers))
 
 
 @dataclass
@@ -181,6 +199,7 @@ class LatentData:
         empty: the same entries for the empty prompt, without the first dimension; replace a
             sample's condition with chance `drop`.
         drop: chance that a sample is trained without its prompt (for classifier-free guidance).
+        origin: name of what the latents were made of; that of the latents themselves if empty.
     """
 
     latents: Tensor
@@ -188,6 +207,7 @@ class LatentData:
     condition: dict[str, Tensor]
     empty: dict[str, Tensor]
     drop: float = 0.1
+    origin: str = ""
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -215,10 +235,11 @@ class LatentData:
             {name: entry.to(device) for name, entry in self.condition.items()},
             {name: entry.to(device) for name, entry in self.empty.items()},
             self.drop,
+            self.origin,
         )
 
     def identity(self) -> str:
-        return fingerprint(self.latents, *self.condition.values())
+        return self.origin or fingerprint(self.latents, *self.condition.values())
 
 
 @torch.no_grad()
@@ -255,6 +276,7 @@ def latents_of(pipeline: Any, images: Tensor, captions: list[str], drop: float =
         {name: entry[1:] for name, entry in condition.items()},
         {name: entry[0] for name, entry in condition.items()},
         drop,
+        origin(pipeline, images, captions),
     )
 
 
