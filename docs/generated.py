@@ -441,16 +441,18 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _rows_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as a table; a column `x sd` is shown as the spread of `x`."""
+    """Rows as a table; a column `x sd` is the spread of `x`, machines stand below."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    columns = [column for column in columns if not column.endswith(" sd")]
+    columns = [c for c in columns if not c.endswith(" sd") and c != "machine"]
     cells = [[_with_spread(row, column) for column in columns] for row in rows]
-    return _table([_safe(column) for column in columns], cells)
+    table = _table([_safe(column) for column in columns], cells)
+    machines = sorted({str(row["machine"]) for row in rows if "machine" in row})
+    return table + (f"\n\nMeasured on: {_safe('; '.join(machines))}." if machines else "")
 
 
 def _with_spread(row: dict[str, Any], column: str) -> str:
     spread = row.get(f"{column} sd")
-    return _number(row.get(column)) + ("" if spread is None else f" ± {_number(spread)}")
+    return _number(row.get(column)) + ("" if spread is None else f" ± {float(f'{spread:.2g}'):g}")
 
 
 def _cell(text: str) -> str:
