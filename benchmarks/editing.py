@@ -10,6 +10,7 @@ results/explicit-conditioning.json. What is done is kept under runs/editing.
 import argparse
 import json
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ ARMS = {
     "EC": ("ec", 1.0, 1.0),
     "EC with the picture too": ("ec-context", 1.0, 1.0),
 }
-STEPS = (1, 2, 4, 8, 16, 50)
+STEPS = (1, 2, 4, 8, 16, 32)
 # The number of steps at which the claims are decided.
 DECIDED = 16
 
@@ -69,6 +70,11 @@ class Bench:
             "far": edits(size=SIZE, split="heldout", count=options.pictures, kinds=tuple(FAR)),
         }
 
+    @cached_property
+    def data(self) -> TaskData:
+        """Pairs to learn from, encoded once for all editors."""
+        return TaskData(self.pipeline, [edits(SIZE, "train", self.options.examples)])
+
     def editor(self, name: str) -> Module:
         """A trained editor; trained now if it isn't yet."""
         place = self.folder / name / "model"
@@ -77,8 +83,8 @@ class Bench:
         method = pared.parse(EDITORS[name])
         torch.manual_seed(0)
         student = pared.convert(student_of(self.teacher), method)
-        examples = [edits(size=SIZE, split="train")]
-        data = TaskData(self.pipeline, examples, drop=name == "guidance", tasks=method.tasks)
+        data = self.data.only(["edit"], method.tasks)
+        data.drop = name == "guidance"  # which needs passes without prompt or picture
         run = heal(
             student,
             self.teacher,
@@ -193,7 +199,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of training")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--pictures", type=int, default=96, help="held-out pairs of a kind")
+    parser.add_argument("--examples", type=int, default=3000, help="pairs to learn from")
+    parser.add_argument("--pictures", type=int, default=48, help="held-out pairs of a kind")
     parser.add_argument("--seeds", type=int, default=2, help="of sampling")
     parser.add_argument("--only", nargs="*", choices=EDITORS, help="train these and stop")
     options = parser.parse_args()

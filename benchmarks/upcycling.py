@@ -110,15 +110,12 @@ class Bench:
         self.pipeline.set_progress_bar_config(disable=True)
         self.teacher, self.objective = denoiser(self.pipeline), task_of(self.pipeline)
         self.judge = judge_of("house:judge")
+        examples = [make(SIZE, "train", options.examples) for make in MAKERS.values()]
+        self.all = TaskData(self.pipeline, examples, tasks=TASKS)
         self.held_out = {
             task: make(size=SIZE, split="heldout", count=options.pictures)
             for task, make in MAKERS.items()
         }
-
-    def data(self, tasks: Sequence[str], known: Sequence[str]) -> TaskData:
-        """Training examples of some tasks, numbered as a model knows them."""
-        examples = [MAKERS[task](size=SIZE, split="train") for task in tasks]
-        return TaskData(self.pipeline, examples, tasks=tuple(known))
 
     def trained(self, arm: Arm, seed: int, folder: Path) -> tuple[Module, Module]:
         """The teacher converted, as it is then and after training on the arm's tasks."""
@@ -138,7 +135,8 @@ class Bench:
             trainable=patterns,
             seed=seed,
         )
-        run = train(student, self.objective, self.data(arm.tasks, known), settings, folder)
+        data = self.all.only(arm.tasks, known)
+        run = train(student, self.objective, data, settings, folder)
         if not run.finished:
             raise SystemExit(130)
         return before.eval(), student.eval()
@@ -307,6 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--rows", type=int, default=8, help="of each task in a batch")
+    parser.add_argument("--examples", type=int, default=2000, help="of each task to learn from")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=96, help="held-out examples of each task")

@@ -228,3 +228,18 @@ def test_says_what_is_wrong(unet, sets, tasks, message):
 def test_batches_must_divide_over_the_tasks(data):
     with pytest.raises(InputError, match="batch of 4 doesn't divide over 3 tasks"):
         data.batch(torch.arange(4), generator_for(0))
+
+
+def test_only_some_tasks_without_encoding_again(unet):
+    sets = [examples("edit"), examples("upscale")]
+    both = TaskData(unet, sets)
+    part = both.only(["upscale"], ["text-to-image", "upscale"])
+    alone = TaskData(unet, sets[1:], tasks=("text-to-image", "upscale"))
+    rows = torch.arange(3)
+    got, wanted = (each.batch(rows, torch.Generator().manual_seed(0)) for each in (part, alone))
+    assert got.keys() == wanted.keys()
+    for name, entry in wanted.items():
+        torch.testing.assert_close(got[name], entry)
+    assert part.latents is both.latents
+    with pytest.raises(InputError, match="inpaint can't be kept: there are examples of edit, upsc"):
+        both.only(["inpaint"])

@@ -140,6 +140,30 @@ class TaskData:
         moved.condition = {name: entry.to(device) for name, entry in self.condition.items()}
         return moved
 
+    def only(self, names: Sequence[str], tasks: Sequence[str] | None = None) -> TaskData:
+        """The same without the examples of other tasks; nothing is encoded again.
+
+        Args:
+            names: of the tasks to keep.
+            tasks: names of all that the model knows, in its order; by default `names`.
+
+        Raises:
+            InputError: there are no examples of one of them, or it isn't among `tasks`.
+        """
+        here = [task.name for task in self._drawn]
+        known = tuple(names if tasks is None else tasks)
+        if missing := [name for name in names if name not in here or name not in known]:
+            raise InputError(
+                f"{missing[0]} can't be kept: there are examples of {', '.join(here)}, and the "
+                f"model knows {', '.join(known)}."
+            )
+        part = copy.copy(self)
+        part.tasks = known
+        part._drawn = [tasks_of.get(name) for name in names]
+        part._rows = [self._rows[here.index(name)] for name in names]
+        part._index = torch.tensor([known.index(name) for name in names])
+        return part
+
     def identity(self) -> str:
         rows = [index for of in self._rows for index in of]
         drawn = fingerprint(self._index, *rows)
