@@ -105,6 +105,25 @@ def test_editing_in_one_pass(family, tmp_path, examples):
         again("turn it", image=picture, task="edit", guidance_scale=3.0)
 
 
+def test_linear_attention_many_tasks_and_one_pass_in_one_denoiser(tmp_path, examples):
+    methods = ["edit", "multi-task-upcycling", 'explicit-conditioning:tasks=["edit","upscale"]']
+    changes = [f"model.methods={json.dumps(methods)}", "objective.name=explicit"]
+    changes += sources(examples)
+    name = "multi-task-upcycling/mini.toml"
+    _, folder = trained(name, "pixart", changes, tmp_path)
+    again = pared.with_tasks(pared.load(folder / "model"))
+    again.set_progress_bar_config(disable=True)
+    assert [m.info.slug for m in stack_of(denoiser(again))] == [
+        "edit", "multi-task-upcycling", "explicit-conditioning",
+    ]  # fmt: skip
+    picture, calls = Image.effect_noise((64, 64), 30).convert("RGB"), []
+    denoiser(again).register_forward_pre_hook(lambda *_: calls.append(1))
+    for task in ("edit", "upscale"):
+        again("turn it", image=picture, task=task, num_inference_steps=2)
+    again("a cat", task="text-to-image", num_inference_steps=2, height=64, width=64)
+    assert len(calls) == 6
+
+
 @pytest.mark.parametrize(
     "path", sorted(RECIPES.glob("*/*.toml")), ids=lambda p: "/".join(p.parts[-2:])
 )
