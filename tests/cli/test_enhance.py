@@ -310,6 +310,7 @@ def test_no_microphone(device, monkeypatch):
         (["enhance", "-", "-e", "me", "--model", "house:nobody"], "no house model 'house:nobody'"),
         (["enrol", "x.wav", "-o", "me.wav"], "me.wav isn't named .safetensors"),
         (["enrol", "x.wav", "--seconds", "3", "-o", "me.safetensors"], "--seconds is for the mic"),
+        (["convert", "toy:dit", "--with", "streaming-pse", "-o", "x"], "is a model of its own"),
         (["enrol", "gone.wav", "-o", "me.safetensors"], "'gone.wav' doesn't exist"),
     ],
 )
@@ -346,6 +347,13 @@ def test_recordings_that_cannot_be_enrolled(kept, tmp_path, monkeypatch, content
     assert result.exit_code == 2 and part in result.stderr, result.output
     assert len(result.stderr.splitlines()) == 1
     assert not Path("me.safetensors").exists()
+
+
+def test_what_there_is_to_know_of_it():
+    told = CliRunner().invoke(main, ["methods", "streaming-pse"]).stdout
+    assert "effect    a model of its own, to be trained" in told
+    assert "serves    no other model" in told
+    assert "magnitude | complex" in told
 
 
 def test_a_sound_file_in_the_pipe(enhance, kept):

@@ -1,58 +1,48 @@
-"""Voices made of harmonic tones: everyone has a pitch and says four vowels in their own way.
-
-Nobody is heard twice: voices are drawn anew for every mixture.
-"""
-
-from dataclasses import dataclass
+"""Voices made of harmonic tones, each with its pitch and its formants; syllables come at random."""
 
 import torch
 from torch import Tensor
 
 RATE = SAMPLES = 16_000
 HARMONICS = 12
-VOWELS = 4
 SYLLABLES = 8  # in a recording, voiced or not
 
 
-@dataclass
-class Voices:
-    """Several of them: pitch (voices,) in hertz, vowels (voices, VOWELS, HARMONICS)."""
+class Tones:
+    """Mixtures of two voices at 0 dB, with other recordings of both as enrolments."""
 
-    pitch: Tensor
-    vowels: Tensor
+    def __init__(self, voices: int = 6) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.pitch = torch.linspace(90, 270, voices)
+        self.formants = torch.rand(voices, HARMONICS, generator=generator) ** 2 + 0.02
 
-    def recording(self, generator: torch.Generator) -> Tensor:
-        """One recording of each voice, all equally loud, (voices, samples)."""
-        count = len(self.pitch)
-        said = torch.randint(VOWELS, (count, SYLLABLES), generator=generator)
-        voiced = torch.rand(count, SYLLABLES, 1, generator=generator) > 0.3
-        loudness = self.vowels.gather(1, said[..., None].expand(-1, -1, HARMONICS)) * voiced
-        loudness = torch.nn.functional.interpolate(loudness.mT, SAMPLES, mode="linear")
-        # Each vowel has a melody: above the pitch or below it.
-        height = 1 + 0.08 * (said / (VOWELS - 1) - 0.5)
-        height = torch.nn.functional.interpolate(height[:, None], SAMPLES, mode="linear")[:, 0]
-        phase = (2 * torch.pi * self.pitch[:, None] * height / RATE).cumsum(dim=1)
+    def recording(self, voices: Tensor, generator: torch.Generator) -> Tensor:
+        """One recording of each voice, all equally loud, (batch, samples)."""
+        batch = len(voices)
+        moment = torch.arange(SAMPLES) / RATE
+        drift = 1 + 0.04 * torch.rand(batch, 1, generator=generator) * torch.sin(
+            2 * torch.pi * (moment * (1 + torch.rand(batch, 1, generator=generator)))
+        )
+        phase = (2 * torch.pi * self.pitch[voices, None] * drift / RATE).cumsum(dim=1)
         harmonic = torch.arange(1, HARMONICS + 1)[:, None]
+        # Each syllable is voiced or not, and has a vowel of its own.
+        vowel = torch.rand(batch, HARMONICS, SYLLABLES, generator=generator)
+        voiced = torch.rand(batch, 1, SYLLABLES, generator=generator) > 0.3
+        loudness = self.formants[voices, :, None] * (0.5 + vowel) * voiced
+        loudness = torch.nn.functional.interpolate(loudness, SAMPLES, mode="linear")
         wave = (loudness * torch.sin(harmonic * phase[:, None])).sum(dim=1)
         return 0.05 * wave / wave.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-3)
 
-
-def batch(size: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Mixtures of two voices at 0 dB, with other recordings of both as enrolments.
-
-    As `pared.worlds.speech.data.EnhancementData` gives it, with `other_enrolment`.
-    """
-    low = 90 + 80 * torch.rand(size, generator=generator)
-    high = low * (1.3 + 0.4 * torch.rand(size, generator=generator))
-    swap = torch.rand(size, generator=generator) < 0.5
-    vowels = torch.rand(2, size, VOWELS, HARMONICS, generator=generator) ** 3
-    one = Voices(torch.where(swap, low, high), vowels[0])
-    two = Voices(torch.where(swap, high, low), vowels[1])
-    target, other = one.recording(generator), two.recording(generator)
-    return {
-        "mixture": target + other,
-        "target": target,
-        "interference": other,
-        "enrolment": one.recording(generator),
-        "other_enrolment": two.recording(generator),
-    }
+    def batch(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """As `pared.worlds.speech.data.EnhancementData` gives it, with `other_enrolment`."""
+        count = len(self.pitch)
+        voices = torch.randint(count, (size,), generator=generator)
+        others = (voices + torch.randint(1, count, (size,), generator=generator)) % count
+        target, other = (self.recording(each, generator) for each in (voices, others))
+        return {
+            "mixture": target + other,
+            "target": target,
+            "interference": other,
+            "enrolment": self.recording(voices, generator),
+            "other_enrolment": self.recording(others, generator),
+        }

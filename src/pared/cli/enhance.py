@@ -46,10 +46,11 @@ def command(
     \b
     Examples:
       pared enhance talk.flac -e me.safetensors -o talk.wav
-      pared enhance - -e me.safetensors < noisy.raw > clean.raw
+      pared enhance - -e me.safetensors -o clean.wav
       pared enhance mic -e me.safetensors -o call.wav
     """
     _check(source, output, as_json)
+    recording = sound.pieces(source)
     enhancer = sound.enhancer_of(model)
     import torch
 
@@ -58,7 +59,6 @@ def command(
 
     torch.set_num_threads(threads)
     known = enrolment.load(voice, enhancer)
-    recording = sound.pieces(source)
     with sound.written(output, source) as write:
         stream = Stream(enhancer, known)
         finished = sound.enhance(stream, recording, write, sound.Meter(meter))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -17,6 +17,8 @@ from pared.errors import InputError
 from pared.worlds import house
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     from torch import Tensor
 
     from pared.speech.streaming_pse.model import StreamingPSEModel
@@ -80,7 +82,8 @@ def _piped() -> Iterator[Tensor]:
             "raw -r 16000 -b 16 -c 1 - | pared enhance - ...`."
         )
     half, begun = b"", False
-    while block := sys.stdin.buffer.read1(1 << 16):
+    stream = cast("BufferedReader", sys.stdin.buffer)
+    while block := stream.read1(1 << 16):
         if not begun and block.startswith((b"RIFF", b"fLaC", b"OggS")):
             raise InputError(
                 "the pipe carries a sound file; give its name instead, or pipe bare 16-bit mono "

@@ -116,6 +116,18 @@ class SelfAttention(nn.Module):
         return self.to_out(attend(self, query, key, value, hearing.visible))
 
 
+class LengthKeeping(nn.Linear):
+    """A linear layer whose outputs are at first as long as its inputs.
+
+    So S starts as large as the mean of E, which the static baseline has, and is of use as early.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draw the weights."""
+        super().reset_parameters()
+        nn.init.normal_(self.weight, std=self.in_features**-0.5)
+
+
 class CrossAttention(nn.Module):
     """S_t = MHA(q = LN(h_t) W_q, K, V): what frame t finds of the user in the enrolment."""
 
@@ -124,13 +136,8 @@ class CrossAttention(nn.Module):
         self.config, self.heads = config, settings.heads
         self.norm = nn.LayerNorm(settings.width)
         self.to_q = nn.Linear(settings.width, settings.width)
-        self.to_kv = nn.Linear(settings.width, 2 * settings.width)
-        self.to_out = nn.Linear(settings.width, settings.width)
-
-    def reset_parameters(self) -> None:
-        """W_v and W_o keep lengths: S starts as large as the mean of E, and is of use as early."""
-        for linear in (self.to_kv, self.to_out):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        self.to_kv = LengthKeeping(settings.width, 2 * settings.width)
+        self.to_out = LengthKeeping(settings.width, settings.width)
 
     def cached(self, encoded: Tensor) -> Tensor:
         """K and V of E (batch, T_e, width): (2, batch, heads, T_e, channels)."""

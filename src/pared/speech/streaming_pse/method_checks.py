@@ -133,11 +133,9 @@ def check_order_and_padding() -> None:
     recording = noise(1, 640)
     for encoder in ("frames", "transformer"):
         model = toy(enrolment_encoder=encoder)
-        assert model.encoder is not None
         features, valid = noise(1, 9, model.settings.bins, seed=3), torch.ones(1, 9).bool()
 
         def heard(features: Tensor, valid: Tensor, model: StreamingPSEModel = model) -> Tensor:
-            assert model.encoder is not None
             told = model.cached(model.encoder(features, valid), valid)
             return model.enhance(recording, told)
 
@@ -170,7 +168,7 @@ def check_cached_enrolment() -> None:
     """Kept keys and values give what the recording gives; enrolling runs no noisy-side layer."""
     model = toy()
     recording, voice = noise(1, 640), noise(SAMPLE_RATE, seed=4)
-    noisy_side = [model.embed, model.norm, model.head]
+    noisy_side: list[Any] = [model.embed, model.norm, model.head]
     for layer in model.layers:
         noisy_side += [layer.attention, layer.fusion, layer.feed_forward, layer.cross.to_q]
     hooks = [module.register_forward_hook(_never) for module in noisy_side]
@@ -201,7 +199,7 @@ def check_parameters() -> None:
         "none": noisy,
     }
     for kind, count in wanted.items():
-        found = StreamingPSE(conditioning=kind).build().num_parameters()  # type: ignore[arg-type]
+        found = StreamingPSE(conditioning=kind).build().num_parameters()
         assert found == count, f"{kind}: {found} parameters, the formula gives {count}"
 
 

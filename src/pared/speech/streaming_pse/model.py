@@ -90,7 +90,6 @@ class StreamingPSEModel(PreTrainedModel):
         self.norm = nn.LayerNorm(settings.width)
         outputs = settings.bins * (2 if settings.mask == "complex" else 1)
         self.head = nn.Linear(settings.width, outputs)
-        self.encoder = None
         if settings.conditioning in ("cross", "static_mean"):
             self.encoder = EnrolmentEncoder(settings, config)
         if settings.conditioning == "static_vector":
