@@ -305,6 +305,15 @@ MEASURED = {
         "picture grows. Softmax grows with the square of the tokens in time; nothing here keeps a "
         "map of all pairs, softmax included.",
     ),
+    "product": (
+        "The bill of a whole product",
+        "A product that paints, edits, upscales and removes things, counted from configurations. "
+        "*Naive* keeps a fine-tuned denoiser for each of the four tasks, edits with three passes a "
+        "step, and mixes tokens by softmax attention. Each row below adds a method: one denoiser "
+        "[taught all tasks](methods/multi-task-upcycling.md), [one pass]"
+        "(methods/explicit-conditioning.md) per step, and attention linear in the tokens. These "
+        "are multiply-adds and parameters; what is lost, training and the bench must show.",
+    ),
 }
 
 
