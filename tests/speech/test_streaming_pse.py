@@ -325,9 +325,10 @@ def test_the_exported_step_gives_the_same(settings, tmp_path):
     from pared.export.onnx import OnnxStep, export_step
 
     enhancer = toy(**settings)
-    path = export_step(enhancer, tmp_path / "step.onnx")
+    step = OnnxStep(export_step(enhancer, tmp_path / "step.onnx"))
+    assert {"chunk", "state.frame", "state.keys.0", "state.values.1"} <= step.inputs
     told, recording = enhancer.cached(frames_of(enhancer, 31)), noise(1, 3000)
-    running = stream.Stream(enhancer, told, OnnxStep(path))
+    running = stream.Stream(enhancer, told, step)
     got = torch.cat([running(recording[0]), running.flush()])
     torch.testing.assert_close(got, enhancer.enhance(recording, told)[0], rtol=0, atol=1e-5)
 

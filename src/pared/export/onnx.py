@@ -1,8 +1,9 @@
 """The streaming step of `streaming-pse` as an ONNX file, and running it in onnxruntime.
 
 The state goes in and comes out by name, so that any runtime can carry it: inputs `chunk`, `state.*`
-and `enrolment.*`, outputs `enhanced` and `after.*`, which is the `state.*` of the next hop. The
-number of enrolment frames is free, the batch is one.
+and `enrolment.*`, outputs `enhanced` and `after.*`, which is the `state.*` of the next hop. What
+every layer has for itself is one tensor for each, `state.keys.0` and so on: taking a layer out of
+a stack would copy it in every hop. The number of enrolment frames is free, the batch is one.
 """
 
 import logging
@@ -26,6 +27,10 @@ EXAMPLE_FRAMES = 100
 TOLERANCE = 1e-4
 
 
+# What has one tensor for each layer.
+LAYERED = ("keys", "values", "key", "value")
+
+
 class _Step(nn.Module):
     """The step with everything named that goes in; empty parts of the state are left out."""
 
@@ -35,10 +40,28 @@ class _Step(nn.Module):
         self.empty = {name: t for name, t in model.state()._asdict().items() if not t.numel()}
 
     def forward(
-        self, chunk: Tensor, state: dict[str, Tensor], enrolment: Enrolment
+        self, chunk: Tensor, state: dict[str, Any], enrolment: dict[str, Any]
     ) -> tuple[Tensor, ...]:
-        enhanced, after = self.model.step(chunk, State(**state, **self.empty), enrolment)
-        return enhanced, *(getattr(after, name) for name in state)
+        rings = {name: [ring.clone() for ring in state[name]] for name in ("keys", "values")}
+        before: Any = State(**state | rings, **self.empty)
+        enhanced, after = self.model.step_(chunk, before, enrolment)
+        return enhanced, *flat({name: getattr(after, name) for name in state}).values()
+
+
+def by_layer(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The tensors, those that have a layer in front as lists of one for each."""
+    return {k: list(t.contiguous()) if k in LAYERED else t for k, t in tensors.items()}
+
+
+def flat(tensors: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """Every tensor by its name, those of a layer as `name.number`."""
+    found: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if name in LAYERED:
+            found |= {f"{prefix}{name}.{number}": each for number, each in enumerate(value)}
+        else:
+            found[prefix + name] = value
+    return found
 
 
 def export_step(model: StreamingPSEModel, path: str | Path) -> Path:
@@ -63,23 +86,20 @@ def export_step(model: StreamingPSEModel, path: str | Path) -> Path:
             "(model.float().cpu())."
         )
     path, step = Path(path), _Step(model.eval())
-    state = {k: v for k, v in model.state()._asdict().items() if k not in step.empty}
-    enrolment = example_enrolment(model)
+    whole = {k: v for k, v in model.state()._asdict().items() if k not in step.empty}
+    state, enrolment = by_layer(whole), by_layer(example_enrolment(model))
     frames = torch.export.Dim("enrolment_frames", min=2, max=1 << 16)
-    shapes = {name: {3: frames} if each.ndim == 5 else {} for name, each in enrolment.items()}
+    free = {k: [{2: frames} for _ in v] if k in LAYERED else {} for k, v in enrolment.items()}
+    fixed: dict[str, Any] = {k: [{} for _ in v] if k in LAYERED else {} for k, v in state.items()}
     with _quiet(), torch.no_grad():
         torch.onnx.export(
             step,
             (torch.zeros(1, model.settings.hop),),
             path,
             kwargs={"state": state, "enrolment": enrolment},
-            input_names=[
-                "chunk",
-                *(f"state.{name}" for name in state),
-                *(f"enrolment.{name}" for name in enrolment),
-            ],
-            output_names=["enhanced", *(f"after.{name}" for name in state)],
-            dynamic_shapes={"chunk": {}, "state": {k: {} for k in state}, "enrolment": shapes},
+            input_names=["chunk", *flat(state, "state."), *flat(enrolment, "enrolment.")],
+            output_names=["enhanced", *flat(state, "after.")],
+            dynamic_shapes={"chunk": {}, "state": fixed, "enrolment": free},
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -136,14 +156,18 @@ class OnnxStep:
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def __call__(self, chunk: Tensor, state: State, enrolment: Enrolment) -> tuple[Tensor, State]:
-        given = {"chunk": chunk}
-        given |= {f"state.{name}": each for name, each in state._asdict().items()}
-        given |= {f"enrolment.{name}": each for name, each in enrolment.items()}
+        given = {"chunk": chunk} | flat(state._asdict(), "state.") | flat(enrolment, "enrolment.")
         feed = {name: each.numpy() for name, each in given.items() if name in self.inputs}
-        found = self.session.run(self.outputs, feed)
-        named = dict(zip(self.outputs, map(torch.from_numpy, found), strict=True))
-        enhanced = named.pop("enhanced")
-        return enhanced, state._replace(**{k.removeprefix("after."): v for k, v in named.items()})
+        found = map(torch.from_numpy, self.session.run(self.outputs, feed))
+        named = dict(zip(self.outputs, found, strict=True))
+        after: dict[str, Any] = {}
+        for name, tensor in named.items():
+            _, field, number = f"{name}..".split(".")[:3]
+            if number:
+                after.setdefault(field, []).append(tensor)
+            elif field:
+                after[field] = tensor
+        return named["enhanced"], state._replace(**after)
 
 
 @contextmanager

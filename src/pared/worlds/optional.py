@@ -16,6 +16,6 @@ def need(module: str, extra: str = "data") -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"reading this needs the package {module.partition('.')[0]!r}, which isn't installed; "
+            f"this needs the package {module.partition('.')[0]!r}, which isn't installed; "
             f"pip install 'pared[{extra}]' brings it."
         ) from error

@@ -15,11 +15,12 @@ Left open by the abstracts and chosen here, which is everything else: windows of
 of Hann) every 16 ms; magnitudes to the power 0.3 as features, of the noisy side without any
 normalisation, of the enrolment scaled to a fixed level; pre-norm layers with rotary positions,
 which hear the last 128 frames, their own among them; cross-attention behind the self-attention of
-every layer, with a norm of its own and without positions; two layers for the enrolment, with rotary
-positions, whose pauses (40 dB below the loudest frame) are masked and of which 10 s count; a mask
-of the magnitudes with the noisy phase. Look-ahead delays the mask: that of frame t is read where
-frame t + A has been heard. The baselines use the same fusion with another S: the mean of the
-encoded enrolment, an embedding made elsewhere through a linear layer, or zero.
+every layer, with a norm of its own, without positions, and with values that start at the length of
+what they come from; two layers for the enrolment, with rotary positions, whose pauses (40 dB below
+the loudest frame) are masked and of which 10 s count; a mask of the magnitudes with the noisy
+phase. Look-ahead delays the mask: that of frame t is read where frame t + A has been heard. The
+baselines use the same fusion with another S: the mean of the encoded enrolment, an embedding made
+elsewhere through a linear layer, or zero.
 
 Not verified: quality on real voices and at the paper's scale, which it doesn't tell.
 """
