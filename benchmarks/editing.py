@@ -16,6 +16,7 @@ from typing import Any
 
 import record
 import torch
+from painting import repainted
 from torch.nn import Module
 
 import pared
@@ -25,7 +26,6 @@ from pared.checkpoint import load, save
 from pared.healing import heal, student_of, task_of
 from pared.method import denoiser, replace_denoiser
 from pared.tasks.data import TaskData
-from pared.tasks.sampling import sample
 from pared.worlds.emoji.edits import NEAR, edits
 from pared.worlds.emoji.pixels import FAR
 from pared.worlds.house import folder_of
@@ -107,24 +107,12 @@ class Bench:
         """Edits of all held-out pairs of a kind, and seconds per picture."""
         name, image_scale, text_scale = ARMS[arm]
         replace_denoiser(self.pipeline, self.editors[name])
-        pairs, found = self.pairs[kind], []
         start = time.perf_counter()
-        for some in torch.arange(len(pairs)).split(32):
-            given = pairs.images[[pairs.before[i] for i in some]]
-            with torch.autocast(DEVICE.type, torch.bfloat16):
-                found.append(
-                    sample(
-                        self.pipeline,
-                        "edit",
-                        [pairs.texts[i] for i in some],
-                        given,
-                        steps,
-                        text_scale,
-                        image_scale,
-                        generator=torch.Generator().manual_seed(1000 * seed + int(some[0])),
-                    ).cpu()
-                )
-        return torch.cat(found), (time.perf_counter() - start) / len(pairs)
+        found = repainted(
+            self.pipeline, "edit", self.pairs[kind], steps, seed,
+            guidance=text_scale, image_guidance=image_scale,
+        )  # fmt: skip
+        return found, (time.perf_counter() - start) / len(found)
 
     def figures(self, arm: str, kind: str, steps: int) -> Figures:
         """How good an arm's edits are, over the seeds; kept once they are there."""

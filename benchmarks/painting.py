@@ -4,6 +4,9 @@ from typing import Any
 
 import torch
 
+from pared.tasks.sampling import sample
+from pared.worlds.tasks import Examples
+
 AT_ONCE = 32
 # What only pipelines of the PixArt type take: no table of sizes fits 64 pixels, and captions are
 # clean.
@@ -35,4 +38,31 @@ def painted(pipeline: Any, prompts: list[str], steps: int, guidance: float) -> t
                 **extra,
             ).images
         found.append(images.float().cpu())
+    return torch.cat(found)
+
+
+def repainted(
+    pipeline: Any, task: str, examples: Examples, steps: int, seed: int = 0, **guidance: float
+) -> torch.Tensor:
+    """What a pipeline makes of the examples of a task, (examples, 3, 64, 64), on the CPU.
+
+    Args:
+        pipeline: whose denoiser was taught the task.
+        task: its name.
+        examples: prompts and given pictures.
+        steps: of sampling.
+        seed: of the noise; every batch has its own.
+        guidance: scales, as `pared.tasks.sampling.sample` takes them.
+    """
+    found = []
+    for some in torch.arange(len(examples)).split(AT_ONCE):
+        given = None
+        if examples.before:
+            given = examples.images[[examples.before[i] for i in some]]
+        generator = torch.Generator().manual_seed(1000 * seed + int(some[0]))
+        words = [examples.texts[i] for i in some]
+        with torch.autocast(pipeline.device.type, torch.bfloat16):
+            found.append(
+                sample(pipeline, task, words, given, steps, generator=generator, **guidance).cpu()
+            )
     return torch.cat(found)

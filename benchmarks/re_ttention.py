@@ -10,6 +10,7 @@ from statistics import mean, stdev
 
 import record
 import torch
+from painting import OF_PIXART
 
 import pared
 from pared.attention import re_ttention
@@ -20,7 +21,6 @@ from pared.worlds.house import folder_of
 
 KEEP = 0.03125  # of 256 keys
 SETTINGS = {"num_inference_steps": 20, "guidance_scale": 1.0, "output_type": "latent"}
-OF_PIXART = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 32}
 
 
 def _zero(x: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from typing import Any
 import record
 import speed
 import torch
+from painting import repainted
 from torch.nn import Module
 
 import pared
@@ -33,19 +34,12 @@ from pared.checkpoint import load
 from pared.healing import student_of, task_of
 from pared.method import denoiser, replace_denoiser, stack_of
 from pared.tasks.data import TaskData
-from pared.tasks.sampling import sample
 from pared.training import TrainingSettings, train
-from pared.worlds.emoji import edits as world
+from pared.worlds.emoji.edits import MAKERS
 from pared.worlds.house import folder_of
 
 DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
 SLUG, TEACHER, SIZE = "multi-task-upcycling", "house:unet", 64
-MAKERS = {
-    "text-to-image": world.painting,
-    "edit": world.edits,
-    "upscale": world.upscaling,
-    "inpaint": world.removal,
-}
 TASKS = tuple(MAKERS)
 # Of the feed-forwards alone, and of what every arm has: an input layer for each task.
 INPUT = "conv_in.*"
@@ -198,24 +192,10 @@ class Bench:
 
     def painted(self, model: Module, task: str) -> torch.Tensor:
         """One picture for each held-out example, each batch from a noise of its own."""
-        examples, found = self.held_out[task], []
         replace_denoiser(self.pipeline, model)
-        for some in torch.arange(len(examples)).split(32):
-            given = None
-            if examples.before:
-                given = examples.images[[examples.before[i] for i in some]]
-            with torch.autocast(DEVICE.type, torch.bfloat16):
-                pictures = sample(
-                    self.pipeline,
-                    task,
-                    [examples.texts[i] for i in some],
-                    given,
-                    steps=self.options.sampling_steps,
-                    generator=torch.Generator().manual_seed(int(some[0])),
-                )
-            found.append(pictures.cpu())
+        found = repainted(self.pipeline, task, self.held_out[task], self.options.sampling_steps)
         replace_denoiser(self.pipeline, self.teacher)
-        return torch.cat(found)
+        return found
 
 
 def mean_loss(figures: Figures) -> float:

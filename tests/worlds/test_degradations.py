@@ -15,13 +15,13 @@ from pared.worlds.degradations import (
     Degradation,
     Round,
     _blur,
-    _Draw,
     _filtered,
     _noise,
     _sinc,
     degrade,
     enlarge,
 )
+from pared.worlds.draws import Draw
 
 OFF = Round(
     blur=0.0, resize=(0, 0, 1), noise=(0.0, 0.0), gaussian=1.0, jpeg=(100, 100)
@@ -33,7 +33,7 @@ def seeded(seed=0):
 
 
 def draw(seed=0):
-    return _Draw(seeded(seed))
+    return Draw(seeded(seed))
 
 
 def only(kind):

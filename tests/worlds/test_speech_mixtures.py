@@ -11,11 +11,12 @@ from tests.worlds.tones import Tones
 
 from pared.errors import InputError
 from pared.training.data import generator_for
+from pared.worlds.draws import Draw
 from pared.worlds.speech import rooms
 from pared.worlds.speech.audio import RATE
 from pared.worlds.speech.characters import Characters
 from pared.worlds.speech.data import EnhancementData, TranscriptData
-from pared.worlds.speech.mixtures import Draw, Mixer, Mixing, coloured_noise, looped, rms, scaled
+from pared.worlds.speech.mixtures import Mixer, Mixing, coloured_noise, looped, rms, scaled
 from pared.worlds.speech.rooms import Room
 from pared.worlds.speech.talkers import Talkers
 

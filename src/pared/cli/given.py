@@ -99,18 +99,16 @@ def repaint(
 
 def _check(folder: Path, task: str, words: str, image: Any, mask: Any) -> None:
     """Refuse what doesn't go together, before any weights are loaded."""
-    from pared import info
-    from pared.checkpoint import SIDECAR
+    from pared import anatomy
+    from pared.bench.targets import read
+    from pared.method import stack_of
     from pared.tasks.pipeline import checked
     from pared.tasks.sampling import taught_by
 
-    steps = config_of(folder, SIDECAR).get("stack", [])
-    stack = [info.get(step["method"]).load()(**step["settings"]) for step in steps]
-    denoiser = config_of(folder, "transformer/config.json") | config_of(folder, "unet/config.json")
-    # A flow of packed latents (FLUX) reads four pixels as one token.
-    channels = denoiser.get("in_channels", 0) // (4 if "axes_dims_rope" in denoiser else 1)
+    denoiser = read(folder).denoiser(None)  # on the meta device, with its conversions
+    channels = anatomy.of(denoiser).channels
     reads_image = channels > config_of(folder, "vae/config.json").get("latent_channels", channels)
-    job, _ = taught_by(stack, reads_image, task)
+    job, _ = taught_by(stack_of(denoiser), reads_image, task)
     checked(job, words, image, mask)
 
 

@@ -39,6 +39,8 @@ from pared.experts.task_layers import (
     TaskNorm,
     Tasks,
     checked,
+    put_input_layer,
+    require_words_and_convolution,
 )
 from pared.info import Headline, Info
 from pared.method import Claim, Conversion, denoiser, stack_of
@@ -171,13 +173,7 @@ class MultiTaskUpcycling(Conversion):
 
     def _require_fit(self, family: Family) -> None:
         slug, config = self.info.slug, family.config
-        if "text" not in family.conditions:
-            takes = ", ".join(family.conditions)
-            raise family.refuse(slug, f"its tasks are told in words, and this model takes {takes}.")
-        if not isinstance(family.model.get_submodule(family.input_layer), nn.Conv2d):
-            raise family.refuse(
-                slug, f"its input layer {family.input_layer} is no convolution of latents."
-            )
+        require_words_and_convolution(family, slug)
         if (folded := getattr(family.model, "pared_folded", None)) is not None:
             raise family.refuse(
                 slug,
@@ -207,8 +203,7 @@ class MultiTaskUpcycling(Conversion):
         embedding = embedding.to(conv.weight.device, conv.weight.dtype)
         tasks = Tasks(self.tasks, family.input("task"), embedding)
         family.replace(EMBEDDING, embedding)
-        reads = [known.get(name).reads_image for name in self.tasks]
-        family.replace(family.input_layer, TaskConv(conv, tasks, reads))
+        put_input_layer(family, tasks)
         generator = torch.Generator().manual_seed(self.seed)
         for site in family.sites("feed_forward"):
             path = family.norm_before(site)

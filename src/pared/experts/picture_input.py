@@ -11,14 +11,19 @@ model may learn several and keep its text-to-image, whose layer stays as it is; 
 ("text-to-image", "edit") the second one is the paper's. Not verified: quality at the paper's scale.
 """
 
-from typing import Any, cast
+from typing import Any
 
 from pydantic import Field, field_validator
 from torch import nn
 
 from pared import anatomy
 from pared.anatomy import Family
-from pared.experts.task_layers import TaskConv, Tasks, checked
+from pared.experts.task_layers import (
+    Tasks,
+    checked,
+    put_input_layer,
+    require_words_and_convolution,
+)
 from pared.info import Info
 from pared.method import Claim, Conversion
 from pared.worlds import tasks as known
@@ -60,15 +65,7 @@ class PictureInput(Conversion):
         return len(self.tasks)
 
     def claims(self, family: Family) -> list[Claim]:
-        if "text" not in family.conditions:
-            takes = ", ".join(family.conditions)
-            raise family.refuse(
-                self.info.slug, f"its tasks are told in words, and this model takes {takes}."
-            )
-        if not isinstance(family.model.get_submodule(family.input_layer), nn.Conv2d):
-            raise family.refuse(
-                self.info.slug, f"its input layer {family.input_layer} is no convolution."
-            )
+        require_words_and_convolution(family, self.info.slug)
         return [Claim(family.input_layer, "replaces")]
 
     def trainable(self, family: Family) -> tuple[str, ...]:
@@ -76,10 +73,7 @@ class PictureInput(Conversion):
 
     def convert(self, model: nn.Module) -> None:
         family = anatomy.of(model)
-        conv = cast(nn.Conv2d, model.get_submodule(family.input_layer))
-        tasks = Tasks(self.tasks, family.input("task"))
-        reads = [known.get(name).reads_image for name in self.tasks]
-        family.replace(family.input_layer, TaskConv(conv, tasks, reads))
+        put_input_layer(family, Tasks(self.tasks, family.input("task")))
 
     def healing(self, task: Any) -> Any:
         """The plain task loss, on batches that mix tasks."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pared.anatomy.base import Input
+from pared.anatomy.base import Family, Input
 from pared.errors import InputError
 from pared.nn.linear_attention import full_precision
 from pared.worlds import tasks as known
@@ -34,6 +34,21 @@ def checked(tasks: tuple[str, ...]) -> tuple[str, ...]:
             "begin with text-to-image"
         )
     return tasks
+
+
+def require_words_and_convolution(family: Family, slug: str) -> None:
+    """Refuse a model that tasks can't be told to, or whose input layer can't have one kernel each.
+
+    Raises:
+        InputError: the message names the method.
+    """
+    if "text" not in family.conditions:
+        takes = ", ".join(family.conditions)
+        raise family.refuse(slug, f"its tasks are told in words, and this model takes {takes}.")
+    if not isinstance(family.model.get_submodule(family.input_layer), nn.Conv2d):
+        raise family.refuse(
+            slug, f"its input layer {family.input_layer} is no convolution of latents."
+        )
 
 
 class Tasks:
@@ -296,6 +311,13 @@ class TaskConv(nn.Conv2d):
                     f"{self.channels} channels behind the noised ones, and this call has none; "
                     "give them as the condition's 'source'."
                 )
+
+
+def put_input_layer(family: Family, tasks: Tasks) -> None:
+    """Give a model's input layer a kernel for each task, which starts as the one it has."""
+    conv = family.model.get_submodule(family.input_layer)
+    reads = [known.get(name).reads_image for name in tasks.names]
+    family.replace(family.input_layer, TaskConv(conv, tasks, reads))
 
 
 def with_row(rows: nn.Parameter, row: Tensor) -> nn.Parameter:

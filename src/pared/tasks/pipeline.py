@@ -18,10 +18,7 @@ from torch import Tensor
 
 from pared.errors import InputError
 from pared.tasks.sampling import sample, taught, unit_of
-from pared.worlds.tasks import Task
-
-# Sides of the picture that upscaling gives over those of the picture that it gets.
-SCALE = 4
+from pared.worlds.tasks import UPSCALING, Task
 
 Picture = Image.Image
 
@@ -171,7 +168,7 @@ def _target(
     picture: Picture, job: Task, size: tuple[int | None, int | None] | None, unit: int
 ) -> tuple[int, int]:
     """Width and height of the result for one picture."""
-    scale = SCALE if job.name == "upscale" else 1
+    scale = UPSCALING if job.name == "upscale" else 1
     sides = [size[1], size[0]] if size else [None, None]
     # Without a wish the nearest size that the model can paint.
     found = [

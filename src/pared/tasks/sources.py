@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pared.worlds.tasks import Examples
+from pared.worlds.tasks import UPSCALING, Examples
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 EMOJI = "emoji"
-# Sides of the picture that upscaling is given, of those of the one it makes.
-SHRINK = 4
 
 
 def examples_of(
@@ -34,13 +32,7 @@ def examples_of(
     from pared.worlds.emoji import edits
 
     if source == EMOJI:
-        makers = {
-            "text-to-image": edits.painting,
-            "edit": edits.edits,
-            "upscale": edits.upscaling,
-            "inpaint": edits.removal,
-        }
-        return makers[task](size=size, split=split)
+        return edits.MAKERS[task](size=size, split=split)
     if task in ("text-to-image", "upscale"):
         return _captioned(task, source, size, on_bad)
     from pared.worlds.readers.triplets import read_triplets
@@ -71,5 +63,5 @@ def _degraded(images: Tensor) -> Tensor:
     from pared.worlds.degradations import Degradation, degrade, enlarge
 
     generator = torch.Generator().manual_seed(0)
-    small = degrade(images, generator, scale=SHRINK, settings=Degradation())
+    small = degrade(images, generator, scale=UPSCALING, settings=Degradation())
     return enlarge(small, (images.shape[-2], images.shape[-1]))

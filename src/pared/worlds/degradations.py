@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pared.errors import InputError
+from pared.worlds.draws import Draw
 
 Range = tuple[float, float]
 
@@ -127,7 +128,7 @@ def degrade(
         )
     small = images.new_empty(len(images), 3, height // scale, width // scale)
     for image, out in zip(images, small, strict=True):
-        out[:] = _bytes(_degraded(image[None] / 255, scale, settings, _Draw(generator)))[0]
+        out[:] = _bytes(_degraded(image[None] / 255, scale, settings, Draw(generator)))[0]
     return small
 
 
@@ -136,29 +137,7 @@ def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
     return _bytes(_resized(images / 255, size, "bicubic"))
 
 
-class _Draw:
-    """Single random numbers from one generator."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=self.generator).item()
-
-    def chance(self, probability: float) -> bool:
-        return self.uniform(0, 1) < probability
-
-    def of(self, weights: tuple[float, ...]) -> int:
-        """An index, as likely as its weight."""
-        return int(
-            torch.multinomial(torch.tensor(weights, dtype=torch.float), 1, generator=self.generator)
-        )
-
-    def one(self, things: tuple):
-        return things[self.of((1.0,) * len(things))]
-
-
-def _degraded(image: Tensor, scale: int, settings: Degradation, draw: _Draw) -> Tensor:
+def _degraded(image: Tensor, scale: int, settings: Degradation, draw: Draw) -> Tensor:
     """One picture (1, 3, height, width) in [0, 1], degraded."""
     height, width = image.shape[-2:]
     size = height // scale, width // scale
@@ -174,7 +153,7 @@ def _degraded(image: Tensor, scale: int, settings: Degradation, draw: _Draw) -> 
     return x if last_jpeg_first else _jpeg(x, settings.second, draw)
 
 
-def _round(x: Tensor, size: tuple[int, int], settings: Round, draw: _Draw) -> Tensor:
+def _round(x: Tensor, size: tuple[int, int], settings: Round, draw: Draw) -> Tensor:
     """Blur, resize relative to `size`, noise; in [0, 1]."""
     if draw.chance(settings.blur):
         x = _filtered(x, _sinc(draw) if draw.chance(settings.sinc) else _blur(settings, draw))
@@ -185,7 +164,7 @@ def _round(x: Tensor, size: tuple[int, int], settings: Round, draw: _Draw) -> Te
     return (x + _noise(x.clamp(0, 1), settings, draw)).clamp(0, 1)
 
 
-def _blur(settings: Round, draw: _Draw) -> Tensor:
+def _blur(settings: Round, draw: Draw) -> Tensor:
     """A normalised kernel (size, size); the paper's Equations 2 to 4, and its plateau shape."""
     isotropic, shape = KERNELS[draw.of(settings.kernels)]
     sigma = torch.tensor([draw.uniform(*settings.sigma), draw.uniform(*settings.sigma)])
@@ -205,7 +184,7 @@ def _blur(settings: Round, draw: _Draw) -> Tensor:
     return kernel / kernel.sum()
 
 
-def _sinc(draw: _Draw) -> Tensor:
+def _sinc(draw: Draw) -> Tensor:
     """A circular low-pass filter (size, size) that rings; Equation 7."""
     cutoff = draw.uniform(math.pi / 3, math.pi)
     u, v = _offsets(draw.one(SIZES))
@@ -232,7 +211,7 @@ def _resized(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return F.interpolate(x, size, mode=mode).clamp(0, 1) if x.shape[-2:] != size else x
 
 
-def _noise(x: Tensor, settings: Round, draw: _Draw) -> Tensor:
+def _noise(x: Tensor, settings: Round, draw: Draw) -> Tensor:
     """Noise for a picture (1, 3, height, width) in [0, 1]."""
     gaussian, grey = draw.chance(settings.gaussian), draw.chance(settings.grey)
     light = x.mean(dim=1, keepdim=True) if grey else x
@@ -244,7 +223,7 @@ def _noise(x: Tensor, settings: Round, draw: _Draw) -> Tensor:
     return (counted - light) * draw.uniform(*settings.poisson)
 
 
-def _jpeg(x: Tensor, settings: Round, draw: _Draw) -> Tensor:
+def _jpeg(x: Tensor, settings: Round, draw: Draw) -> Tensor:
     """A picture (1, 3, height, width) in [0, 1], compressed and opened again."""
     import numpy as np
     from PIL import Image

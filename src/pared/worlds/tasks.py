@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Sides of the picture that upscaling makes, over those of the picture that it is given.
+UPSCALING = 4
+
+
 @dataclass(frozen=True)
 class Task:
     """One job of a denoiser.

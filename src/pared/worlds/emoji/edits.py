@@ -21,7 +21,7 @@ from pared.errors import InputError
 from pared.worlds.emoji import pixels
 from pared.worlds.emoji.pairs import pairs
 from pared.worlds.emoji.world import SPLITS, Emoji, load
-from pared.worlds.tasks import Examples
+from pared.worlds.tasks import UPSCALING, Examples
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +106,7 @@ def upscaling(
 
     world, rows = _rows(size, split, count, seed)
     after = world.images[rows]
-    small = degrade(after, _generator(seed + 1), scale=4, settings=MILD)
+    small = degrade(after, _generator(seed + 1), scale=UPSCALING, settings=MILD)
     return Examples(
         "upscale",
         torch.cat([after, enlarge(small, (size, size))]),
@@ -148,6 +148,15 @@ def removal(size: int = 64, split: str | None = None, count: int = 4096, seed: i
         [f"remove the {another}" for _, another in names],
         [(f"{one} and {another}", one) for one, another in names],
     )
+
+
+# What makes the examples of each task.
+MAKERS = {
+    "text-to-image": painting,
+    "edit": edits,
+    "upscale": upscaling,
+    "inpaint": removal,
+}
 
 
 # Edits --------------------------------------------------------------------------------------------

@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pared.errors import InputError
+from pared.worlds.draws import Draw
 from pared.worlds.speech.audio import RATE
 from pared.worlds.speech.characters import BLANK, Characters
 from pared.worlds.speech.mixtures import (
     BABBLERS,
-    Draw,
     Mixer,
     Mixing,
     coloured_noise,
+    level,
     looped,
     rms,
     scaled,
@@ -135,7 +136,7 @@ class TranscriptData:
         """One utterance with silence around it, as loud as drawn, in noise."""
         draw = Draw(generator)
         clean = self.speech.waveform(index)
-        clean = clean * draw.level(self.level) / rms(clean)
+        clean = clean * level(draw, self.level) / rms(clean)
         before, after = (round(draw.uniform(0, self.silence) * RATE) for _ in range(2))
         padded = torch.nn.functional.pad(clean, (before, after))
         if self.snr is None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pared.errors import InputError
+from pared.worlds.draws import Draw
 from pared.worlds.speech import rooms
 from pared.worlds.speech.audio import RATE
 from pared.worlds.speech.talkers import Talkers, Utterances
@@ -152,7 +153,7 @@ class Mixer:
         others = () if alone else self._others(speaker, draw)
 
         dry = self.talkers.strung(said, self.samples, generator)
-        dry = dry * draw.level(mixing.level) / rms(dry)
+        dry = dry * level(draw, mixing.level) / rms(dry)
         spoken = [self.talkers.passage(other, self.samples, generator) for other in others]
         target, heard, interference = self._in_room(dry, spoken, draw)
 
@@ -184,13 +185,13 @@ class Mixer:
         mixing, draw = self.mixing, Draw(generator)
         samples = round(draw.uniform(*mixing.enrolment_seconds) * RATE)
         clean = self.talkers.strung(utterances, samples, generator)
-        clean = clean * draw.level(mixing.level) / rms(clean)
+        clean = clean * level(draw, mixing.level) / rms(clean)
         if mixing.snr is not None and draw.chance(mixing.enrolment_noise):
             noise = self.noise(samples, draw, self.talkers.speaker_of(utterances[0]))
             clean = clean + scaled(noise, clean, draw.uniform(*mixing.snr))
         return unclipped(clean)
 
-    def noise(self, samples: int, draw: "Draw", without: int) -> Tensor:
+    def noise(self, samples: int, draw: Draw, without: int) -> Tensor:
         """Noise of any loudness, without the voice of one speaker, (samples,)."""
         if self.noises is not None:
             return looped(self.noises.waveform(draw.below(len(self.noises))), samples, draw)
@@ -198,14 +199,14 @@ class Mixer:
             return self.talkers.babble(BABBLERS, samples, draw.generator, without)
         return coloured_noise(samples, draw.uniform(0, 2), draw.generator)
 
-    def _others(self, speaker: int, draw: "Draw") -> tuple[int, ...]:
+    def _others(self, speaker: int, draw: Draw) -> tuple[int, ...]:
         least, most = self.mixing.interferers
         order = torch.randperm(len(self.talkers), generator=draw.generator).tolist()
         order.remove(speaker)
         return tuple(order[: least + draw.below(most - least + 1)])
 
     def _in_room(
-        self, dry: Tensor, spoken: list[Tensor], draw: "Draw"
+        self, dry: Tensor, spoken: list[Tensor], draw: Draw
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What is wanted of the target, what is heard of it, and what is heard of the others."""
         if not draw.chance(self.mixing.room):
@@ -217,7 +218,7 @@ class Mixer:
             interference = interference + rooms.heard(other, self._response(room, draw)[1])
         return rooms.heard(dry, early), rooms.heard(dry, whole), interference
 
-    def _response(self, room: rooms.Room, draw: "Draw") -> tuple[Tensor, Tensor]:
+    def _response(self, room: rooms.Room, draw: Draw) -> tuple[Tensor, Tensor]:
         """Early and whole response from a random place; the early one keeps a sound's energy."""
         source = room.source(draw.generator)
         early, whole = rooms.impulse_response(room, source, draw.generator)
@@ -225,24 +226,9 @@ class Mixer:
         return early / norm, whole / norm
 
 
-class Draw:
-    """Single random numbers from one generator."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=self.generator).item()
-
-    def chance(self, probability: float) -> bool:
-        return self.uniform(0, 1) < probability
-
-    def below(self, count: int) -> int:
-        return int(torch.randint(count, (), generator=self.generator))
-
-    def level(self, bounds: Range) -> float:
-        """A root mean square from a range in dB of full scale."""
-        return 10 ** (self.uniform(*bounds) / 20)
+def level(draw: Draw, bounds: Range) -> float:
+    """A root mean square from a range in dB of full scale."""
+    return 10 ** (draw.uniform(*bounds) / 20)
 
 
 def rms(waveform: Tensor) -> Tensor:
