@@ -377,7 +377,8 @@ def _file(slug: str, name: str) -> str:
 
 def cli() -> str:
     """The page of all commands, from their help texts."""
-    top = click.Context(main, info_name="pared")
+    # With the group's own settings: click remembers the help option that a context first asks for.
+    top = click.Context(main, info_name="pared", **main.context_settings)
     parts = [*_help(main.help or ""), *_help(main.epilog or "")]
     for name in main.list_commands(top):
         command = main.get_command(top, name)
