@@ -1,5 +1,6 @@
 """The contract: every registered method keeps it, and every function of it can fail."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,14 @@ from pared import anatomy, info
 from pared.bench import contract
 from pared.errors import InputError
 from pared.method import Claim, Conversion, Handle, RuntimeMethod
+from pared.runtime import Clock, detour
+
+# Tracing takes seconds: by default on one family per method.
+TRACING = (contract.contract_compile, contract.contract_compiled_blocks)
 
 
 def case(record, family, function):
-    # Tracing takes seconds: by default on one family per method.
-    slow = function is contract.contract_compile and family != record.families[0]
+    slow = function in TRACING and family != record.families[0]
     name = f"{record.slug}-{family}-{function.__name__.removeprefix('contract_')}"
     return pytest.param(record, family, function, id=name, marks=[pytest.mark.slow] * slow)
 
@@ -179,27 +183,29 @@ class Reuse(RuntimeMethod):
         return [Claim(site.path, "reuses") for site in family.sites("feed_forward")]
 
     def attach(self, pipeline) -> Handle:
-        from contextlib import ExitStack
-
-        undo = ExitStack()
-        for site in anatomy.of(pipeline).sites("feed_forward"):
-            keep = site.module if self.how == "remembers" else type("Memory", (), {})()
-            hook = site.module.register_forward_hook(_reuse(keep))
-            if self.how != "stays":
-                undo.callback(hook.remove)
-        if self.how == "drifts":
-            next(pipeline.parameters()).data += 1
-        return Handle(undo)
+        with ExitStack() as undo:
+            clock = Clock(pipeline, undo)
+            for site in anatomy.of(pipeline).sites("feed_forward"):
+                memory = vars(site.module).setdefault("memory", {})
+                detour(site.module, Reused(self.how, clock, site.path, memory), undo)
+            if self.how == "drifts":
+                next(pipeline.parameters()).data += 1
+            undo = undo.pop_all()
+        return Handle(ExitStack() if self.how == "stays" else undo)
 
 
-def _reuse(memory):
-    def hook(module, args, output):
-        memory.calls = getattr(memory, "calls", 0) + 1
-        if memory.calls % 2:
-            memory.kept = output
-        return memory.kept
+class Reused:
+    """A feed-forward at every second step; its output stands for it at the steps between."""
 
-    return hook
+    def __init__(self, how, clock, path, memory):
+        self.how, self.clock, self.path, self.memory = how, clock, path, memory
+
+    def __call__(self, own, *args, **kwargs):
+        kept = self.memory if self.how == "remembers" else self.clock.kept
+        due = self.clock.step % 2 == 0 and not (self.how == "remembers" and self.clock.step == 0)
+        if due or self.path not in kept:
+            kept[self.path] = own(*args, **kwargs).detach()
+        return kept[self.path]
 
 
 def test_a_good_run_time_method_passes():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import (
     DDPMScheduler,
+    FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     HeunDiscreteScheduler,
@@ -234,11 +235,49 @@ def test_memory_is_dropped_behind_the_last_step():
     paint(pipe, 3)
     paint(pipe, 2)
     assert found == [0, 1, 1, 0, 1]
-    assert not clock.kept and held_bytes(clock._memory) == 0
+    assert not clock.kept
     assert clock.stats == {"runs": 2, "calls": 5, "bytes": 60}
     undo.close()
     paint(pipe, 2)
     assert clock.stats["calls"] == 5
+
+
+def test_guidance_that_ends_in_mid_run_halves_the_batch_and_begins_no_run():
+    """As diffusers' documentation of callbacks shows it."""
+    parts = ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+    pipe = StableDiffusionPipeline(
+        unet=presets.build("toy:unet", device="cpu"),
+        scheduler=DDPMScheduler(steps_offset=1, clip_sample=False),
+        **dict.fromkeys(parts),
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    seen = Follower(pipe)
+    sizes = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+
+    def end(pipe, step, timestep, tensors):
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1]
+        return tensors
+
+    text = torch.randn(1, 4, 32, generator=seeded())
+    for _ in range(2):
+        pipe(
+            prompt_embeds=text,
+            negative_prompt_embeds=torch.zeros_like(text),
+            num_inference_steps=4,
+            height=64,
+            width=64,
+            output_type="latent",
+            callback_on_step_end=end,
+            callback_on_step_end_tensor_inputs=["prompt_embeds"],
+        )
+    assert sizes == [2, 2, 1, 1] * 2
+    assert seen.runs == [singles(4)] * 2
+    # What the larger batch kept is dropped, since nobody asks for it any more.
+    assert {shapes[0][0][0] for _, shapes in seen.clock._hands.memory} == {1}
 
 
 # Bare denoisers ---------------------------------------------------------------------------------
@@ -339,6 +378,60 @@ def test_a_failed_call_begins_a_run(seen, call, model):
     assert seen.runs == [singles(2), singles(1)]
 
 
+@pytest.fixture
+def found(model):
+    """What every call finds kept: the steps in which such a call was made before."""
+    undo = ExitStack()
+    clock, found = Clock(model, undo), []
+
+    def keep():
+        found.append(list(clock.kept.setdefault("steps", [])))
+        clock.kept["steps"].append(clock.step)
+
+    clock.on_call = keep
+    yield found
+    undo.close()
+
+
+def test_what_a_step_had_no_call_for_is_dropped(found, call):
+    """Guidance that pauses for a step comes back to nothing."""
+    for time, labels in ((900, (0, 1)), (700, (0, 1)), (500, (0,)), (300, (0, 1)), (100, (0, 1))):
+        for label in labels:
+            call(time, time, label)
+    assert found == [[], [], [0], [0], [0, 1], [0, 1, 2], [], [0, 1, 2, 3], [3]]
+
+
+def test_what_was_kept_under_other_settings_or_prompts_is_dropped(found, model):
+    inputs = torch.randn(1, 4, 8, 8), torch.zeros(1, dtype=torch.long)
+    changes = [{}, {}, {"return_dict": False}, {"return_dict": False}]
+    changes += [{"class_labels": torch.ones(1, dtype=torch.long)}] * 2
+    for step, change in enumerate(changes):
+        time = torch.full((1,), 900 - 100 * step)
+        model(inputs[0], time, **({"class_labels": inputs[1]} | change))
+    assert found == [[], [0], [], [2], [], [4]]
+
+
+def test_settings_are_compared_with_those_of_the_same_call(found, model):
+    """Two calls of a step may differ in their settings, as those of skip-layer guidance do."""
+    x, label = torch.randn(1, 4, 8, 8), torch.zeros(1, dtype=torch.long)
+    for step in range(3):
+        for scale in (1.0, 2.0 if step < 2 else 3.0):
+            model(
+                x,
+                torch.full((1,), 900 - 100 * step),
+                class_labels=label + (scale > 1),
+                cross_attention_kwargs={"ip_adapter_masks": scale},
+            )
+    assert found == [[], [], [0], [0], [0, 1], []]
+
+
+def test_kept_bytes_are_those_that_cannot_be_freed():
+    whole = torch.zeros(8, 4)
+    kept = {"view": whole[:1], "same": (whole, [whole.T]), "more": {"other": torch.zeros(3)}}
+    assert held_bytes(kept) == 4 * (8 * 4 + 3)
+    assert held_bytes({"none": None, "step": 3}) == 0
+
+
 # Copies and refusals ----------------------------------------------------------------------------
 
 
@@ -378,3 +471,32 @@ def test_nothing_is_added_to_the_model(model):
 def test_a_denoiser_without_timestep_is_refused():
     with pytest.raises(InputError, match="Linear takes no timestep"):
         Clock(nn.Linear(2, 2), ExitStack())
+
+
+def test_a_cache_of_diffusers_on_the_same_model_is_refused():
+    transformer = presets.build("toy:flux", device="cpu")
+    family = anatomy.of(transformer)
+    example = family.example(1, 8, 8, text_tokens=4)
+    undo = ExitStack()
+    clock = Clock(transformer, undo)
+    transformer.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(InputError, match=r"has a cache of diffusers enabled.* disable_cache first"):
+        family.denoise(transformer, *example)
+    with pytest.raises(InputError, match="has a cache of diffusers enabled"):
+        Clock(transformer, ExitStack())
+    transformer.disable_cache()
+    family.denoise(transformer, *example)
+    assert clock.stats["runs"] == 1
+    undo.close()
+
+
+def test_a_part_that_was_replaced_since_is_refused():
+    transformer = presets.build("toy:flux", device="cpu")
+    family = anatomy.of(transformer)
+    undo = ExitStack()
+    Clock(transformer, undo)
+    path = "single_transformer_blocks.1.proj_out"
+    family.replace(path, copy.deepcopy(transformer.get_submodule(path)))
+    with pytest.raises(InputError, match=r"single_transformer_blocks\.1\.proj_out .* was replaced"):
+        family.denoise(transformer, *family.example(1, 8, 8, text_tokens=4))
+    undo.close()

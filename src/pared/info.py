@@ -70,6 +70,8 @@ class Info:
         summary: one line.
         cls: name of the class in the same file.
         headlines: the paper's claims.
+        grid: settings that span what a run-time method trades, as specs; "" is the defaults. A
+            frontier measures them all, and a fit chooses among them.
         folder: the room it lives in (filled in by the registry).
         module: dotted path of its file (filled in by the registry).
     """
@@ -86,6 +88,7 @@ class Info:
     summary: str
     cls: str
     headlines: tuple[Headline, ...] = ()
+    grid: tuple[str, ...] = ()
     folder: str = ""
     module: str = ""
 

@@ -33,7 +33,8 @@ class Claim:
     """What a method does to one site.
 
     Attributes:
-        site: dotted path of the site in the denoiser, or "guidance" or "step_loop".
+        site: dotted path of the site in the model; or "guidance", "step_loop", or "denoiser" for
+            the denoiser as a whole.
         how: "replaces" what computes there; "reuses" earlier results of it; "reads" them only.
         aspect: what of the site is meant: its "output", or the softmax "map" inside an attention.
     """
@@ -186,7 +187,8 @@ def convert(target: Any, *methods: Conversion) -> Any:
             raise InputError(
                 f"{method.info.slug} is a run-time method: use pared.apply, not pared.convert."
             )
-    check_claims(family, [*stack_of(model), *fresh], len(stack_of(model)))
+    before = [*stack_of(model), *attached_to(model)]
+    check_claims(family, [*before, *fresh], len(before))
     for method in fresh:
         method.convert(model)
         cast(Any, model).pared_stack = [*stack_of(model), method]
@@ -200,8 +202,8 @@ def apply(pipeline: Any, *methods: RuntimeMethod) -> Handle:
         A handle; used as a context it takes the methods off at the end.
 
     Raises:
-        InputError: a method matches nothing, or two methods (those the model was converted with
-            included) want the same site; nothing is attached then.
+        InputError: a method matches nothing, or two methods (those included that the model was
+            converted with or has attached) want the same site; nothing is attached then.
     """
     model = anatomy.unwrap(denoiser(pipeline))
     for method in methods:
@@ -209,13 +211,15 @@ def apply(pipeline: Any, *methods: RuntimeMethod) -> Handle:
             raise InputError(
                 f"{method.info.slug} changes weights: use pared.convert, not pared.apply."
             )
-    before = stack_of(model)
+    before = [*stack_of(model), *attached_to(model)]
     check_claims(anatomy.of(model), [*before, *methods], len(before))
     stats = {}
     with ExitStack() as stack:
         for method in methods:
             handle = stack.enter_context(method.attach(pipeline))
             stats[method.info.slug] = handle.stats
+            cast(Any, model).pared_attached = [*attached_to(model), method]
+            stack.callback(_detach, model, method)
         return Handle(stack.pop_all(), tuple(methods), stats)
 
 
@@ -223,12 +227,13 @@ def check_claims(family: Family, methods: Sequence[Method], already: int = 0) ->
     """Refuse the first clash between methods in order; the first `already` are in force already."""
     held: list[tuple[Claim, Method]] = []
     for number, method in enumerate(methods):
+        if number >= already:
+            _require_kind(family, method)
         claims = method.claims(family)
-        if not claims and number >= already:
+        if number >= already and not (claims and family.name in method.info.families):
             served = ", ".join(method.info.families)
-            raise family.refuse(
-                method.info.slug, f"it finds no site there; it serves the families {served}."
-            )
+            found = "" if claims else "it finds no site there; "
+            raise family.refuse(method.info.slug, f"{found}it serves the families {served}.")
         for claim in claims if number >= already else ():
             for earlier, owner in held:
                 if claim.clashes(earlier):
@@ -240,9 +245,34 @@ def check_claims(family: Family, methods: Sequence[Method], already: int = 0) ->
         held += [(claim, method) for claim in claims]
 
 
+def _require_kind(family: Family, method: Method) -> None:
+    """Refuse a method made for models of another kind, before it looks for sites.
+
+    Blocks and attentions are found in a speech encoder as in a denoiser, and a method for one of
+    the two would take the other for its own.
+    """
+    known = anatomy.families().values()
+    kinds = {other.kind for other in known if other.name in method.info.families}
+    if kinds and family.kind not in kinds:
+        served = ", ".join(method.info.families)
+        raise family.refuse(
+            method.info.slug, f"it is a {family.kind}, and the method serves {served}."
+        )
+
+
 def stack_of(model: nn.Module) -> list[Conversion]:
     """The conversions that a model carries, in order."""
     return list(getattr(anatomy.unwrap(model), "pared_stack", []))
+
+
+def attached_to(model: nn.Module) -> list[RuntimeMethod]:
+    """The run-time methods that `apply` attached to a model, and that are on it still."""
+    return list(getattr(anatomy.unwrap(model), "pared_attached", []))
+
+
+def _detach(model: nn.Module, method: RuntimeMethod) -> None:
+    left = [other for other in attached_to(model) if other is not method]
+    cast(Any, model).pared_attached = left
 
 
 def denoiser(target: Any) -> nn.Module:

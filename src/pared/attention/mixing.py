@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pared import anatomy
 from pared.anatomy import Family, Grid, Site, SiteKind
+from pared.anatomy.sites import chosen
 from pared.errors import InputError
 from pared.method import Claim, Conversion
 from pared.nn.layout import split_heads
@@ -55,28 +56,6 @@ class TokenMixer(Conversion):
         from pared.objectives.distillation import Distillation
 
         return Distillation(task)
-
-
-def chosen(
-    family: Family, slug: str, kinds: tuple[SiteKind, ...], layers: tuple[int, ...] | None
-) -> list[Site]:
-    """The sites of some kinds in the blocks of the given indices, in all blocks for None.
-
-    Raises:
-        InputError: a chosen layer doesn't exist or has no such site; the message names the method.
-    """
-    found = family.sites(*kinds)
-    if layers is None:
-        return found
-    missing = sorted(set(layers) - {s.block for s in found})
-    if missing:
-        has = ", ".join(str(block) for block in sorted({s.block for s in found})) or "none"
-        what = " or ".join(kind.replace("_", " ") for kind in kinds)
-        raise InputError(
-            f"{slug}: layers={missing} have no {what} of the image in "
-            f"{type(family.model).__name__}; those that have one are {has}."
-        )
-    return [s for s in found if s.block in layers]
 
 
 class Processor(nn.Module):

@@ -51,6 +51,7 @@ INFO = Info(
     maturity="faithful",
     summary="a band of 3% of the keys, scaled and completed by what a full step remembered",
     cls="Rettention",
+    grid=("keep=0.125", "keep=0.25"),
     headlines=(
         Headline(
             key="sparsity-1024",
@@ -184,14 +185,19 @@ class Plan:
 
     def __init__(self, settings: Rettention, clock: Clock, sites: int) -> None:
         self.settings, self.clock = settings, clock
-        self.mode: Mode = "plain"
         clock.stats |= {"sites": sites, "full_steps": 0, "sparse_steps": 0}
         clock.on_call = self.decide
 
-    def decide(self) -> None:
-        self.mode = self.settings.mode(self.clock.step)
+    @property
+    def mode(self) -> Mode:
+        """Of the running call."""
+        return cast(Mode, self.clock.plan)
+
+    def decide(self) -> Mode:
+        mode = self.settings.mode(self.clock.step)
         if self.clock.call == 0:
-            self.clock.stats["sparse_steps" if self.mode == "sparse" else "full_steps"] += 1
+            self.clock.stats["sparse_steps" if mode == "sparse" else "full_steps"] += 1
+        return mode
 
 
 class Reshape:

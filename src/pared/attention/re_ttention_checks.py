@@ -114,7 +114,7 @@ def _check_cache_step_of(name: str) -> None:
         for path, (attn, args, kwargs, wanted) in list(calls.items()):
             plan = attn.processor.plan
             for mode in ("cache", "sparse"):
-                plan.mode = mode
+                plan.clock.plan = mode
                 _assert_streams(attn(*args, **kwargs), wanted)
             assert (plan.clock.kept[path].rho < 1).any(), f"{path} has lost no key"
 

@@ -8,22 +8,28 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from pared import anatomy, checkpoint
 from pared.anatomy import presets
 from pared.errors import InputError
 from pared.info import Info
-from pared.method import Conversion, Method, RuntimeMethod, apply, convert, stack_of
+from pared.method import Conversion, Handle, Method, RuntimeMethod, convert, stack_of
+from pared.method import apply as _apply
 
 Function = Callable[[Any, str], None]  # of a method of the fitting kind, and a family's name
 
 # A batched matrix product adds up in another order than a single one.
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+# Of a run, unless it says otherwise.
+STEPS = 8
 
 
 def cases(record: Info) -> Iterator[tuple[str, Function]]:
@@ -119,9 +125,8 @@ def contract_copy(method: Conversion, family: str) -> None:
     wanted = _output(model)
     twin = copy.deepcopy(model)
     assert torch.equal(_output(twin), wanted), "the copy's output differs"
-    # Another picture size in between: what a copy shared would still be set to that size.
-    side = 8 if family == "dit" else 12
-    _output(twin, height=8, width=side)
+    # Another size in between: what a copy shared would still be set to that size.
+    _output(twin, **anatomy.of(twin).sizes[1])
     assert torch.equal(_output(model), wanted), "a call of the copy changed the original"
     _perturb(twin)
     assert torch.equal(_output(model), wanted), "the original shares weights with its copy"
@@ -136,7 +141,8 @@ def contract_compile(method: Conversion, family: str) -> None:
         if anatomy.of(model).compiles_whole:
             model.compile(backend="eager", fullgraph=True)
         else:
-            cast(Any, model).compile_repeated_blocks(backend="eager", fullgraph=True)
+            for block in anatomy.of(model).blocks:
+                block.module.compile(backend="eager", fullgraph=True)
         torch.testing.assert_close(_output(model), wanted, rtol=1e-6, atol=1e-6)
     finally:
         torch._dynamo.reset()
@@ -155,7 +161,7 @@ def contract_removal(method: RuntimeMethod, family: str) -> None:
         _sampled(model)
     assert torch.equal(_sampled(model), wanted), "the output stays changed after removal"
     assert dict(model.named_modules()) == modules, "other modules are left behind"
-    hooks = [n for n, m in modules.items() if m._forward_hooks]
+    hooks = [n for n, m in modules.items() if m._forward_hooks or "forward" in vars(m)]
     assert not hooks, f"hooks are left on {', '.join(hooks)}"
 
 
@@ -169,17 +175,63 @@ def contract_fresh_start(method: RuntimeMethod, family: str) -> None:
     assert torch.equal(*samples), "something of the first sample was kept"
 
 
+def contract_next_run(method: RuntimeMethod, family: str) -> None:
+    """A run after others, of other sizes and numbers of steps, equals the first in a process."""
+    model = _toy(family)
+    runs: list[dict[str, int]] = [{}, anatomy.of(model).sizes[1], {"steps": 5}, {"batch": 2}, {}]
+    wanted = []
+    for run in runs:
+        with apply(model, method):
+            wanted.append(_sampled(model, **run))
+    with apply(model, method):
+        for run, right in zip(runs, wanted, strict=True):
+            assert torch.equal(_sampled(model, **run), right), f"run {run} depends on those before"
+
+
+def contract_turns(method: RuntimeMethod, family: str) -> None:
+    """Guidance by two calls in turn gives the same as guidance on a joint batch."""
+    model = _toy(family)
+    with apply(model, method):
+        torch.testing.assert_close(_guided(model, True), _guided(model, False), **ROUNDING)
+
+
+def contract_attached_copy(method: RuntimeMethod, family: str) -> None:
+    """A deep copy carries the method along; taking it off the original leaves the copy alone."""
+    model = _toy(family)
+    plain = _sampled(model)
+    with apply(model, method):
+        wanted = _sampled(model)
+        twin = copy.deepcopy(model)
+        assert torch.equal(_sampled(twin), wanted), "the copy samples otherwise"
+    assert torch.equal(_sampled(twin), wanted), "the copy lost the method with the original"
+    assert torch.equal(_sampled(model), plain), "the original keeps something of its copy"
+
+
+def contract_compiled_blocks(method: RuntimeMethod, family: str) -> None:
+    """Blocks under torch.compile sample the same."""
+    model = _toy(family)
+    with apply(model, method):
+        wanted = _sampled(model)
+        torch._dynamo.reset()
+        try:
+            for block in anatomy.of(model).blocks:
+                block.module.compile(backend="eager")
+            torch.testing.assert_close(_sampled(model), wanted, rtol=1e-6, atol=1e-6)
+        finally:
+            torch._dynamo.reset()
+
+
 # All methods ----------------------------------------------------------------------------------
 
 
 def contract_batch(method: Method, family: str) -> None:
     """A batch of two gives the same as its samples one by one."""
     model, attached = _prepared(method, family)
-    latents, timestep, condition = _example(model, batch=2)
-    whole = _attached_output(model, attached, latents, timestep, condition)
+    example = _example(model, batch=2)
+    whole = _attached_output(model, attached, *example)
     for i in range(2):
-        one = {name: value[i : i + 1] for name, value in condition.items()}
-        single = _attached_output(model, attached, latents[i : i + 1], timestep[i : i + 1], one)
+        one = tree_map_only(Tensor, itemgetter(slice(i, i + 1)), example)
+        single = _attached_output(model, attached, *one)
         torch.testing.assert_close(whole[i : i + 1], single, **ROUNDING)
 
 
@@ -201,7 +253,7 @@ def contract_autocast(method: Method, family: str) -> None:
     example = _example(model)
     with torch.autocast("cpu", torch.bfloat16):
         with apply(model, *attached):
-            outputs = [anatomy.of(model).denoise(model, *example)]
+            outputs = [anatomy.of(model).run(model, *example)]
         outputs.append(_attached_output(model, attached, *example))
     for output in outputs:
         assert output.isfinite().all(), "the output isn't finite"
@@ -240,6 +292,10 @@ CONVERSIONS: tuple[Function, ...] = (
 RUNTIME_METHODS: tuple[Function, ...] = (
     contract_removal,
     contract_fresh_start,
+    contract_next_run,
+    contract_turns,
+    contract_attached_copy,
+    contract_compiled_blocks,
     contract_batch,
     contract_bfloat16,
     contract_autocast,
@@ -247,6 +303,15 @@ RUNTIME_METHODS: tuple[Function, ...] = (
 
 
 # Toys and how they're called ------------------------------------------------------------------
+
+
+def apply(model: nn.Module, *methods: RuntimeMethod) -> Handle:
+    """`pared.apply`, with the number of steps told to methods that must know: no toy tells it."""
+    told = (
+        m.model_copy(update={"steps": STEPS}) if getattr(m, "steps", STEPS) is None else m
+        for m in methods
+    )
+    return _apply(model, *told)
 
 
 def _toy(family: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -290,35 +355,53 @@ def _prepared_output(method: Method, family: str, dtype: torch.dtype) -> Tensor:
 
 @torch.no_grad()
 def _attached_output(
-    model: nn.Module,
-    attached: tuple[RuntimeMethod, ...],
-    latents: Tensor,
-    timestep: Tensor,
-    condition: dict[str, Tensor],
+    model: nn.Module, attached: tuple[RuntimeMethod, ...], *example: Any
 ) -> Tensor:
     with apply(model, *attached):
-        return anatomy.of(model).denoise(model, latents, timestep, condition)
+        return anatomy.of(model).run(model, *example)
 
 
-def _example(model: nn.Module, **size: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    size = {"height": 8, "width": 8} | size
-    return anatomy.of(model).example(**size, text_tokens=8, generator=_generator())
+def _example(model: nn.Module, **size: int) -> tuple[Any, ...]:
+    family = anatomy.of(model)
+    return family.example(**(family.sizes[0] | size), generator=_generator())
 
 
 def _output(model: nn.Module, **size: int) -> Tensor:
     """The output of one call on fixed inputs; with its graph where weights want gradients."""
-    return anatomy.of(model).denoise(model, *_example(model, **size))
+    return anatomy.of(model).run(model, *_example(model, **size))
+
+
+def _times(steps: int) -> list[int]:
+    return [round(950 - number * 900 / steps) for number in range(steps)]
 
 
 @torch.no_grad()
-def _sampled(model: nn.Module) -> Tensor:
+def _sampled(model: nn.Module, steps: int = STEPS, **size: int) -> Tensor:
     """A few denoising steps on fixed inputs, so that what is kept between steps comes to bear."""
     family = anatomy.of(model)
-    latents, timestep, condition = _example(model)
-    for time in (900, 600, 300):
+    latents, timestep, condition = _example(model, **size)
+    for time in _times(steps):
         latents = latents - 0.1 * family.denoise(
             model, latents, torch.full_like(timestep, time), condition
         )
+    return latents
+
+
+@torch.no_grad()
+def _guided(model: nn.Module, joint: bool) -> Tensor:
+    """The same with guidance, on a joint batch or by calls in turn."""
+    family = anatomy.of(model)
+    latents, timestep, condition = _example(model, batch=2)
+    condition = {name: entry.clone() for name, entry in condition.items()}
+    latents = latents[:1]
+    for time in _times(STEPS):
+        now = torch.full_like(timestep, time)
+        if joint:
+            pair = family.denoise(model, torch.cat([latents, latents]), now, condition)
+        else:
+            parts = [{k: v[i : i + 1] for k, v in condition.items()} for i in range(2)]
+            pair = torch.cat([family.denoise(model, latents, now[:1], part) for part in parts])
+        latents = latents - 0.1 * (pair[:1] + 2 * (pair[1:] - pair[:1]))
     return latents
 
 
