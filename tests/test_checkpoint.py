@@ -250,3 +250,131 @@ def test_verify_compares_with_the_output_at_saving(saved):
     pared.load(saved)
     with pytest.raises(InputError, match="when it was saved"):
         pared.load(saved, verify=True)
+
+
+# Recognisers of transformers --------------------------------------------------------------------
+
+
+def recogniser(name: str, *methods: str, dtype: torch.dtype = torch.float32):
+    model = presets.build(f"toy:{name}", device="cpu").to(dtype)
+    return pared.convert(model, *(pared.parse(m) for m in methods)).eval() if methods else model
+
+
+def heard(model) -> torch.Tensor:
+    family = anatomy.of(model)
+    seed = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        return family.run(model, *family.example(2, **family.sizes[0], generator=seed))
+
+
+SPEECH = ("wav2vec2", "conformer", "whisper")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SPEECH)
+def test_a_converted_recogniser_comes_back_to_the_bit(tmp_path, name, dtype):
+    methods = ("rope-asr:layers=[0]", "summarymixing-asr:mode=lite,layers=[1]")
+    model = recogniser(name, *methods, dtype=dtype)
+    pared.save(model, tmp_path / "m", max_shard_size="40KB")
+    assert (tmp_path / "m" / "config.json").exists()
+    again = pared.load(tmp_path / "m", verify=dtype == torch.float32)
+    assert sorted(m.info.slug for m in stack_of(again)) == ["rope-asr", "summarymixing-asr"]
+    assert type(again) is type(model) and not again.training
+    assert {p.dtype for p in again.parameters()} == {dtype}
+    assert torch.equal(heard(again), heard(model))
+    trains = {n: p.requires_grad for n, p in model.named_parameters()}
+    assert {n: p.requires_grad for n, p in again.named_parameters()} == trains
+
+
+def test_what_is_not_saved_is_computed_again(tmp_path):
+    """The table of relative positions, and the output layer that is the decoder's embedding."""
+    model = recogniser("conformer", "summarymixing-asr:layers=[0]")
+    again = pared.load(pared.save(model, tmp_path / "c"))
+    table = "wav2vec2_conformer.encoder.embed_positions.pe"
+    assert torch.equal(again.get_buffer(table), model.get_buffer(table))
+    again = pared.load(pared.save(recogniser("whisper", "rope-asr"), tmp_path / "w"))
+    assert again.proj_out.weight is again.model.decoder.embed_tokens.weight
+    assert all(p.device.type == "cpu" for p in again.parameters())
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_an_ordinary_transformers_folder_loads_and_is_saved_as_one(tmp_path, name):
+    model = recogniser(name)
+    model.save_pretrained(tmp_path / "plain")
+    loaded = pared.load(tmp_path / "plain")
+    assert torch.equal(heard(loaded), heard(model))
+    assert {p.dtype for p in pared.load(tmp_path / "plain", torch.bfloat16).parameters()} == {
+        torch.bfloat16
+    }
+    pared.save(loaded, tmp_path / "m")
+    assert torch.equal(heard(type(model).from_pretrained(tmp_path / "m").eval()), heard(model))
+    assert torch.equal(heard(pared.load(tmp_path / "m", verify=True)), heard(model))
+
+
+def _masking():
+    """The toy wav2vec 2.0 with the weight that masked frames get in training."""
+    torch.manual_seed(0)
+    return presets.get("toy:wav2vec2").recogniser.make(mask_time_prob=0.05).eval()
+
+
+def _changed_folder(folder: Path, change) -> Path:
+    """An ordinary folder of that toy, its weights changed as another tool would."""
+    _masking().save_pretrained(folder)
+    tensors = load_file(weights_file(folder))
+    change(tensors)
+    save_file(tensors, weights_file(folder), metadata={"format": "pt"})
+    return folder
+
+
+def test_published_names_and_gaps_of_older_weights_are_understood(tmp_path):
+    def older(tensors):
+        stem = "wav2vec2.encoder.pos_conv_embed.conv"
+        for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+            tensors[f"{stem}.{old}"] = tensors.pop(f"{stem}.parametrizations.weight.{new}")
+        del tensors["wav2vec2.masked_spec_embed"]
+
+    folder = _changed_folder(tmp_path / "m", older)
+    model = pared.load(folder)
+    assert torch.equal(heard(model), heard(_masking()))
+    pared.save(pared.convert(model, pared.parse("rope-asr")), tmp_path / "again")
+    assert torch.equal(heard(pared.load(tmp_path / "again")), heard(model.eval()))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t: t.pop("lm_head.weight"), "lacks the weight 'lm_head.weight'"),
+        (lambda t: t.update(extra=torch.zeros(2)), "doesn't know, 'extra'"),
+        (lambda t: t.update({"lm_head.bias": torch.zeros(2)}), "another shape .* 'lm_head.bias'"),
+    ],
+)
+def test_an_ordinary_folder_must_fit(tmp_path, change, words):
+    refused(_changed_folder(tmp_path / "m", change), words)
+
+
+def test_a_converted_recognisers_weights_must_fit(tmp_path):
+    pared.save(recogniser("wav2vec2", "summarymixing-asr"), tmp_path / "m")
+    name = "wav2vec2.encoder.layers.0.attention.mixer.norm_s.weight"
+    _edit_weights(tmp_path / "m", lambda t: t.pop(name))
+    refused(tmp_path / "m", f"lacks the weight '{name}'")
+    pared.save(recogniser("wav2vec2", "summarymixing-asr"), tmp_path / "m")
+    _edit_weights(tmp_path / "m", lambda t: t.update(surplus=torch.zeros(2)))
+    refused(tmp_path / "m", "'surplus' that the model doesn't know")
+
+
+def test_a_damaged_or_pickled_recogniser_is_refused(tmp_path):
+    recogniser("wav2vec2").save_pretrained(tmp_path / "m")
+    path = weights_file(tmp_path / "m")
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(tmp_path / "m", "can't be opened as a model")
+    path.unlink()
+    (tmp_path / "m" / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    refused(tmp_path / "m", "is a pickle")
+
+
+@pytest.mark.parametrize("name", ["Wav2Vec9ForCTC", "pipeline", "Wav2Vec2Config"])
+def test_a_folder_that_names_no_model_is_refused(tmp_path, name):
+    recogniser("wav2vec2").save_pretrained(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
+    refused(tmp_path / "m", f"holds a {name}, which transformers doesn't have")

@@ -1,12 +1,13 @@
 """Saving and loading converted models and pipelines.
 
-A saved model is the folder that diffusers would write (safetensors, `config.json`) plus one file,
-`pared.json`: the conversions in order, library versions, a digest of every weight file, and a
-fingerprint of the model's output on fixed inputs. Loading builds the model from its own
+A saved model is the folder that diffusers or transformers would write (safetensors, `config.json`)
+plus one file, `pared.json`: the conversions in order, library versions, a digest of every weight
+file, and a fingerprint of the model's output on fixed inputs. Loading builds the model from its own
 configuration on the meta device, replays the conversions, fills the weights and refuses unknown or
 missing names. Nothing is ever unpickled.
 """
 
+import copy
 import hashlib
 import importlib
 import json
@@ -27,6 +28,14 @@ from pared import anatomy, info, method
 from pared.errors import InputError
 
 SIDECAR = "pared.json"
+# What configurations call the number of blocks.
+DEPTHS = (
+    "num_layers",
+    "num_single_layers",
+    "num_hidden_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
 
 
 def save(target: Any, folder: str | Path, max_shard_size: str = "10GB") -> Path:
@@ -36,7 +45,8 @@ def save(target: Any, folder: str | Path, max_shard_size: str = "10GB") -> Path:
     leaves the old state.
 
     Args:
-        target: a model or a diffusers pipeline; wrappers (torch.compile, DDP) are left out.
+        target: a model of diffusers or transformers, or a diffusers pipeline; wrappers
+            (torch.compile, DDP) are left out.
         folder: new, empty, or a model folder to replace.
         max_shard_size: largest weight file.
 
@@ -52,7 +62,7 @@ def save(target: Any, folder: str | Path, max_shard_size: str = "10GB") -> Path:
     plain = target if hasattr(target, "components") else anatomy.unwrap(target)
 
     def write(beside: Path) -> None:
-        plain.save_pretrained(beside, max_shard_size=max_shard_size)
+        plain.save_pretrained(beside, max_shard_size=max_shard_size, **_own_names(plain))
         (beside / SIDECAR).write_text(json.dumps(_sidecar(target, beside), indent=1) + "\n")
 
     replaced_by(folder, write)
@@ -65,7 +75,7 @@ def load(
     device: str | torch.device = "cpu",
     verify: bool = False,
 ) -> Any:
-    """Load what `save` wrote, or an ordinary diffusers model or pipeline folder.
+    """Load what `save` wrote, or an ordinary folder of a model or of a diffusers pipeline.
 
     Args:
         folder: the folder.
@@ -120,13 +130,11 @@ def fingerprint(model: nn.Module) -> list[float] | None:
     if parameters[0].device.type == "meta" or sum(p.numel() for p in parameters) > 100_000_000:
         return None
     family = anatomy.of(model)
-    latents, timestep, condition = family.example(
-        generator=torch.Generator().manual_seed(0), text_tokens=8
-    )
+    example = family.example(generator=torch.Generator().manual_seed(0), **family.brief)
     training = model.training
     model.eval()
     with torch.no_grad():
-        output = family.denoise(model, latents, timestep, condition).float().flatten()
+        output = family.run(model, *example).float().flatten()
     model.train(training)
     return [float(x) for x in output[:: max(1, len(output) // 8)][:8]]
 
@@ -204,6 +212,12 @@ def _sidecar(target: Any, folder: Path) -> dict[str, Any]:
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "fingerprint": fingerprint(model),
     }
+
+
+def _own_names(model: Any) -> dict[str, bool]:
+    """What keeps transformers from giving the weights of a converted model older names."""
+    converted = hasattr(model, "tie_weights") and bool(method.stack_of(model))
+    return {"save_original_format": False} if converted else {}
 
 
 def digest(path: Path) -> str:
@@ -303,18 +317,63 @@ def _load_model(
     folder: Path, steps: list[dict[str, Any]], dtype: torch.dtype | None, device: Any
 ) -> nn.Module:
     config = _read_json(folder / "config.json")
-    name = config.get("_class_name") or "nothing"
-    cls = getattr(importlib.import_module("diffusers"), name, None)
-    if cls is None:
+    library, name = class_of(config)
+    cls = getattr(importlib.import_module(library), name, None)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise InputError(
-            f"{folder} holds a {name}, which diffusers doesn't have; pared loads diffusers models."
+            f"{folder} holds a {name}, which {library} doesn't have; pared loads models of "
+            "diffusers and transformers."
         )
+    if library == "transformers" and not steps:
+        return _opened(cls, folder, dtype).to(device).eval()
     with torch.device("meta"):
-        model = cls.from_config(config)
+        model = _empty(cls, config)
     for step in steps:
         method.convert(model, info.get(step["method"]).load()(**step["settings"]))
     _fill(model, folder, dtype, torch.device(device))
     return model.eval()
+
+
+def class_of(config: dict[str, Any]) -> tuple[str, str]:
+    """The library and the name of the class that a model's configuration is for."""
+    if "_class_name" not in config and config.get("architectures"):
+        return "transformers", config["architectures"][0]
+    return "diffusers", config.get("_class_name") or "nothing"
+
+
+def _empty(cls: Any, config: dict[str, Any]) -> nn.Module:
+    """A model from its configuration, freshly initialised."""
+    if hasattr(cls, "from_config"):
+        return cls.from_config(config)
+    # A copy, since transformers takes entries out of what it reads.
+    return cls(cls.config_class.from_dict(copy.deepcopy(config)))
+
+
+def _opened(cls: Any, folder: Path, dtype: torch.dtype | None) -> nn.Module:
+    """An ordinary folder, read by transformers, which knows older names of published weights."""
+    keywords = {} if dtype is None else {"dtype": dtype}
+    try:
+        model, found = cls.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **keywords,
+        )
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder} can't be opened as a model: {_first_line(error)}.") from None
+    spare = getattr(anatomy.families().get(cls.__name__), "spare", ())
+    lost = sorted(key for key in found["missing_keys"] if not key.endswith(spare))
+    for what, names in (
+        ("lacks the weight", lost),
+        ("has another shape of the weight", sorted(n for n, *_ in found["mismatched_keys"])),
+        ("has a weight that the model doesn't know,", sorted(found["unexpected_keys"])),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise InputError(f"{folder} {what} {names[0]!r}{more}.")
+    return model
 
 
 def _fill(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: torch.device) -> None:
@@ -343,6 +402,8 @@ def _fill(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: tor
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise InputError(f"{folder} lacks the weight {min(left)!r}{more}.")
+    if hasattr(model, "tie_weights"):  # a weight under two names is saved under one
+        model.tie_weights()
     _rebuild_buffers(model, device)
 
 
@@ -361,8 +422,8 @@ def _set(model: nn.Module, key: str, tensor: torch.Tensor, dtype: torch.dtype | 
     # A copy: what safetensors gives lies in the file itself, and at an address for which the
     # processor's kernels may round differently than for memory of torch's own.
     tensor = tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
-    if name in module._parameters:
-        module._parameters[name] = nn.Parameter(tensor)
+    if (old := module._parameters.get(name)) is not None:
+        module._parameters[name] = nn.Parameter(tensor, requires_grad=old.requires_grad)
     else:
         module._buffers[name] = tensor
 
@@ -376,16 +437,16 @@ def _rebuild_buffers(model: nn.Module, device: torch.device) -> None:
     lost = [name for name, buffer in model.named_buffers() if buffer.device.type == "meta"]
     if not lost:
         return
-    upstream: Any = model
-    twin = type(upstream).from_config({**upstream.config, **_shallow(upstream.config)})
-    values = dict(twin.named_buffers())
+    values = dict(_twin(model).named_buffers())
     for name in lost:
         _set(model, name, values[name].to(device), None)
 
 
-def _shallow(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with the fewest layers, for a twin that is cheap to build."""
-    return {key: 1 for key in ("num_layers", "num_single_layers") if config.get(key)}
+def _twin(model: nn.Module) -> nn.Module:
+    """The unconverted model, freshly initialised, with the fewest layers that it can have."""
+    config: Any = model.config
+    config = copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else dict(config))
+    return _empty(type(model), config | {key: 1 for key in DEPTHS if config.get(key)})
 
 
 def _first_line(error: Exception) -> str:

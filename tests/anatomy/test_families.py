@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import BatchEncoding
 
 from pared import anatomy
-from pared.anatomy import flux, presets, unet
+from pared.anatomy import flux, presets, unet, wan
 from pared.errors import InputError
 
 
@@ -63,6 +64,8 @@ EXPECTED = {
     "toy:sdxl": Expected(
         "unet", 8, per_block(8), ("text", "pooled", "time_ids"), ((9, 7), (5, 12)), levels=(2,)
     ),
+    "toy:wan": Expected("wan", 2, per_block(2), ("text",)),
+    "toy:lumina": Expected("lumina", 2, per_block(2) | {"modulation": 2}, ("text", "mask")),
 }
 NAMES = tuple(EXPECTED)
 JOINT = ("toy:sd3", "toy:flux")
@@ -98,8 +101,8 @@ class Wrapper(nn.Module):
 
 
 def test_every_toy_and_family_is_in_the_table():
-    assert set(NAMES) == {name for name in presets.names() if name.startswith("toy:")}
-    known = {family.name for family in anatomy.families().values()}
+    assert set(NAMES) == {n for n in presets.names("denoiser") if n.startswith("toy:")}
+    known = {f.name for f in anatomy.families().values() if f.kind == "denoiser"}
     assert known == {expected.family for expected in EXPECTED.values()}
 
 
@@ -208,7 +211,8 @@ def test_denoise_gives_finite_latents(name):
         for height, width in EXPECTED[name].sizes:
             output = call(model, (height, width), batch=2)
             channels = presets.get(name).latent_channels
-            assert output.shape == (2, channels, height, width)
+            frames = (wan.FRAMES,) if name == "toy:wan" else ()
+            assert output.shape == (2, channels, *frames, height, width)
             assert output.dtype == dtype
             assert output.isfinite().all()
 
@@ -269,7 +273,7 @@ def test_a_size_that_would_be_cropped_is_refused(name):
     model = toy(name)
     latents, timestep, condition = example(model, (8, 8))
     with pytest.raises(InputError, match=r"7 x 8 don't divide .* multiples of 2"):
-        anatomy.of(model).denoise(model, latents[:, :, :7], timestep, condition)
+        anatomy.of(model).denoise(model, latents[..., :7, :], timestep, condition)
 
 
 def test_dit_refuses_what_diffusers_would_scramble():
@@ -330,8 +334,9 @@ def test_flux_packs_as_its_pipeline_does():
 # The tokens of a call -----------------------------------------------------------------------------
 
 
-def watch(model: nn.Module) -> list[tuple[anatomy.Site, int, int, int, int]]:
-    """For every call of every site: the site, tokens in, text tokens beside, grid height, width."""
+def watch(model: nn.Module) -> list[tuple[anatomy.Site, int, int, int, int, int]]:
+    """For every call of every site: the site, tokens in, text tokens beside, the grid's tokens,
+    height and width."""
     family, seen = anatomy.of(model), []
 
     def hook(site, grid):
@@ -339,7 +344,7 @@ def watch(model: nn.Module) -> list[tuple[anatomy.Site, int, int, int, int]]:
             hidden = args[0] if args else kwargs["hidden_states"]
             beside = kwargs.get("encoder_hidden_states")
             text = 0 if beside is None else beside.shape[1]
-            seen.append((site, hidden.shape[1], text, grid.height, grid.width))
+            seen.append((site, hidden.shape[1], text, grid.tokens, grid.height, grid.width))
 
         return record
 
@@ -359,8 +364,8 @@ def test_grid_follows_the_size_of_every_call(name):
         # Levels of a U-Net round up, patches divide exactly.
         allowed = {tuple(-(-side // level) for side in pixels) for level in expected.levels}
         assert {(height, width) for *_, height, width in seen} == allowed
-        for site, tokens, text, height, width in seen:
-            image = height * width
+        for site, tokens, text, image, height, width in seen:
+            assert image == height * width * (wan.FRAMES if name == "toy:wan" else 1)
             if site.stream == "image":
                 assert tokens == image, site.path
             elif site.stream == "text":
@@ -463,3 +468,85 @@ def test_flux_refuses_a_grid_with_reference_images():
     ids = torch.cat([flux.image_ids(3, 4), reference])
     with pytest.raises(InputError, match=r"24 image tokens .* don't form one grid"):
         flux.PackedGrid()(nn.Identity(), (), {"img_ids": ids})
+
+
+# Video --------------------------------------------------------------------------------------------
+
+
+def test_wan_is_called_as_its_pipeline_calls_it():
+    model = toy("toy:wan")
+    family = anatomy.of(model)
+    latents, timestep, condition = family.example(2, 8, 12, text_tokens=5, frames=3)
+    assert latents.shape == (2, 16, 3, 8, 12)
+    with torch.no_grad():
+        ours = family.denoise(model, latents, timestep, condition)
+        theirs = model(latents, timestep, encoder_hidden_states=condition["text"]).sample
+    assert torch.equal(ours, theirs)
+
+
+def test_the_grid_of_a_video_follows_its_frames():
+    model = toy("toy:wan")
+    family = anatomy.of(model)
+    grid = family.grid(family.sites()[0])
+    for frames, height, width in ((3, 8, 12), (1, 4, 4)):
+        example = family.example(1, height, width, text_tokens=5, frames=frames)
+        with torch.no_grad():
+            family.denoise(model, *example)
+        assert (grid.frames, grid.height, grid.width) == (frames, height // 2, width // 2)
+        assert grid.tokens == frames * height * width // 4
+
+
+def test_wan_that_starts_from_a_picture_reads_its_features_too():
+    config = presets.get("toy:wan").denoiser.config
+    config = config | {"in_channels": 36, "image_dim": 24, "added_kv_proj_dim": 32}
+    model = type(toy("toy:wan"))(**config).eval()
+    family = anatomy.of(model)
+    assert (family.conditions, family.channels) == (("text", "image"), 36)
+    latents, timestep, condition = family.example(1, 8, 8, frames=2)
+    with torch.no_grad():
+        output = family.denoise(model, latents, timestep, condition)
+        changed = condition | {"image": condition["image"] * 3}
+        other = family.denoise(model, latents, timestep, changed)
+    assert output.shape == (1, 16, 2, 8, 8)
+    assert not torch.equal(output, other)
+    with pytest.raises(InputError, match="no 'image'"):
+        family.denoise(model, latents, timestep, {"text": condition["text"]})
+
+
+def test_frames_that_would_be_cropped_are_refused():
+    config = presets.get("toy:wan").denoiser.config | {"patch_size": (2, 2, 2)}
+    model = type(toy("toy:wan"))(**config)
+    family = anatomy.of(model)
+    with pytest.raises(InputError, match=r"3 latent frames don't divide .* a multiple of 2"):
+        family.denoise(model, *family.example(1, 8, 8, text_tokens=5, frames=3))
+
+
+def test_wan_encodes_prompts_as_its_pipeline_does():
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+    part = {n: presets.build("toy:wan", "cpu", component=n) for n in ("vae", "text_encoder")}
+    pipe = WanPipeline(
+        tokenizer=Words(),
+        transformer=toy("toy:wan"),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        **part,
+    )
+    prompts = ["a fox", "two red foxes"]
+    found = anatomy.of(pipe.transformer).encode(pipe, prompts)
+    with torch.no_grad():
+        wanted, _ = pipe.encode_prompt(
+            prompts, do_classifier_free_guidance=False, max_sequence_length=512
+        )
+    assert found["text"].shape == (2, 512, 64)
+    assert torch.equal(found["text"], wanted)
+
+
+class Words:
+    """A tokenizer that gives every word a number."""
+
+    def __call__(self, prompts, max_length, **kwargs):
+        ids, mask = torch.zeros(2, len(prompts), max_length, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            words = [1 + len(word) for word in prompt.split()]
+            ids[row, : len(words)], mask[row, : len(words)] = torch.tensor(words), 1
+        return BatchEncoding({"input_ids": ids, "attention_mask": mask})

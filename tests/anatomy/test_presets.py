@@ -22,6 +22,9 @@ DENOISERS = {
     "dit-xl-2": 749_826_464,
     "sd1.5": 859_520_964,
     "sdxl": 2_567_463_684,
+    "wan2.1-t2v-1.3b": 1_418_996_800,
+    "wan2.1-t2v-14b": 14_288_491_584,
+    "lumina-next": 1_754_898_976,
 }
 PIPELINES = {
     "pixart-sigma": "PixArtSigmaPipeline",
@@ -30,6 +33,9 @@ PIPELINES = {
     "dit-xl-2": "DiTPipeline",
     "sd1.5": "StableDiffusionPipeline",
     "sdxl": "StableDiffusionXLPipeline",
+    "wan2.1-t2v-1.3b": "WanPipeline",
+    "wan2.1-t2v-14b": "WanPipeline",
+    "lumina-next": "LuminaPipeline",
 }
 # Multiply-adds of one pass (1e9), where a card states them: model, latent side, prompt tokens.
 COSTS = {
@@ -46,8 +52,9 @@ def components() -> list[tuple[str, str]]:
 
 
 def test_the_published_models_come_first():
-    assert presets.names()[: len(DENOISERS)] == tuple(DENOISERS)
-    assert all(name.startswith("toy:") for name in presets.names()[len(DENOISERS) :])
+    names = presets.names("denoiser")
+    assert names[: len(DENOISERS)] == tuple(DENOISERS)
+    assert all(name.startswith("toy:") for name in names[len(DENOISERS) :])
 
 
 @pytest.mark.parametrize(("name", "part"), components())
@@ -79,25 +86,29 @@ def test_denoisers_cost_what_the_papers_cards_say(name, side, tokens):
     assert counter.get_total_flops() / 2e9 == pytest.approx(COSTS[name, side, tokens], rel=5e-4)
 
 
-@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("name", presets.names("denoiser"))
 def test_latents_fit_the_denoiser_and_the_autoencoder(name):
     preset = presets.get(name)
     size = (preset.height // preset.vae_scale, preset.width // preset.vae_scale)
-    latents = (1, preset.latent_channels, *size)
-
     vae = presets.build(name, component="vae")
-    picture = torch.empty(1, 3, preset.height, preset.width, device="meta")
+    frames, clip, example = (), (), {}
+    if preset.frames > 1:
+        count = (preset.frames - 1) // vae.config.scale_factor_temporal + 1
+        frames, clip, example = (count,), (preset.frames,), {"frames": count}
+    latents = (1, preset.latent_channels, *frames, *size)
+    picture = torch.empty(1, 3, *clip, preset.height, preset.width, device="meta")
     assert vae.encode(picture).latent_dist.mean.shape == latents
     assert vae.decode(torch.empty(latents, device="meta")).sample.shape == picture.shape
 
     model = presets.build(name)
     family = anatomy.of(model)
-    x, timestep, condition = family.example(1, *size, text_tokens=preset.text_tokens or None)
+    tokens = preset.text_tokens or None
+    x, timestep, condition = family.example(1, *size, text_tokens=tokens, **example)
     assert x.shape == latents
     assert family.denoise(model, x, timestep, condition).shape == latents
 
 
-@pytest.mark.parametrize("name", presets.names())
+@pytest.mark.parametrize("name", presets.names("denoiser"))
 def test_prompts_fit_the_denoiser(name):
     """What the encoders put out, joined as the pipeline joins it, is what the denoiser takes in."""
     preset = presets.get(name)
@@ -112,7 +123,7 @@ def test_prompts_fit_the_denoiser(name):
         ids = torch.zeros(1, encoder.tokens, dtype=torch.long, device="meta")
         output = presets.build(name, component=part)(ids)
         assert output.last_hidden_state.shape[1] == encoder.tokens
-        if "T5" in encoder.cls:
+        if "T5" in encoder.cls or "Gemma" in encoder.cls:
             t5 = output.last_hidden_state.shape
         else:
             clips.append(output.last_hidden_state.shape)
@@ -132,6 +143,9 @@ def test_defaults_are_those_of_the_stock_pipeline(name):
     defaults = inspect.signature(getattr(diffusers, PIPELINES[name]).__call__).parameters
     assert preset.steps == defaults["num_inference_steps"].default
     assert preset.guidance == defaults["guidance_scale"].default
+    if preset.frames > 1:
+        video = (preset.height, preset.width, preset.frames)
+        assert video == tuple(defaults[n].default for n in ("height", "width", "num_frames"))
     if "max_sequence_length" in defaults:
         assert preset.text_encoders[-1].tokens == defaults["max_sequence_length"].default
 

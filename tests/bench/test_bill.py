@@ -22,7 +22,7 @@ from pared.bench.savings import savings
 from pared.bench.targets import read
 from pared.errors import InputError
 
-TOYS = [name for name in presets.names() if name.startswith("toy:")]
+TOYS = [name for name in presets.names("denoiser") if name.startswith("toy:")]
 GIGA = 10**9
 
 
@@ -126,10 +126,15 @@ def test_lines_add_up_to_what_torch_counts(name):
     family = anatomy.of(model)
     text = presets.get(name).text_tokens or None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        family.denoise(model, *family.example(height=16, width=16, text_tokens=text))
+        family.denoise(model, *family.example(height=16, width=16, text_tokens=text, **clip(name)))
     assert 2 * found.per_pass == counter.get_total_flops()
     preset = presets.get(name)
     assert found.parameters == sum(part.parameters for part in preset.components.values())
+
+
+def clip(name: str) -> dict[str, int]:
+    """Of a toy of video, the frames that its latents have by default."""
+    return {"frames": (presets.get(name).frames - 1) // 4 + 1} if name == "toy:wan" else {}
 
 
 @pytest.mark.parametrize("name", TOYS)
@@ -195,6 +200,27 @@ def test_steps_and_passes_multiply():
     found = bill("toy:dit", steps=7, passes=3)
     rest = next(line for line in found.lines if line.part == "vae")
     assert found.total == 21 * found.per_pass + rest.macs
+
+
+def test_a_video_costs_what_its_frames_cost():
+    short, long = bill("toy:wan"), bill("toy:wan", frames=9)
+    text = "16 text tokens, float32"
+    assert short.headline == f"toy:wan, 128x128 x 5 frames, 4 steps x 2 passes, {text}"
+    assert "per video" in str(short) and "image" not in str(short)
+    # 5 frames are 2 in the latents, 9 are 3.
+    assert 4 * long.kind(costs.CORE).macs == 9 * short.kind(costs.CORE).macs
+    assert 2 * long.kind(costs.FEED_FORWARD).macs == 3 * short.kind(costs.FEED_FORWARD).macs
+    decoding = [next(line.macs for line in b.lines if line.part == "vae") for b in (short, long)]
+    # Of the first latent frame one frame is made, of the others four.
+    assert 1.5 < decoding[1] / decoding[0] < 9 / 5 + 0.1
+
+
+def test_a_video_denoiser_alone_makes_the_clip_of_its_pipeline():
+    found = bill(presets.build("wan2.1-t2v-1.3b"))
+    assert (found.height, found.width, found.frames) == (480, 832, 81)
+    assert "a latent frame behind the first is taken for 4 frames" in found.notes
+    tokens, width = 21 * 30 * 52, 1536
+    assert found.kind(costs.CORE).macs == 30 * 2 * tokens**2 * width
 
 
 # What can be billed ---------------------------------------------------------------------------
@@ -321,6 +347,9 @@ def test_converted_models_count_at_odd_sizes():
         ("toy:dit", {"text_tokens": 8}, "takes no text"),
         ("toy:dit", {"steps": 0}, "steps=0 doesn't work"),
         ("toy:dit", {"batch": 1.5}, "batch=1.5 doesn't work"),
+        ("toy:dit", {"frames": 5}, "toy:dit makes pictures; leave frames out"),
+        ("toy:wan", {"frames": 7}, "frames=7 is none; the nearest that works is 5 or 9"),
+        ("toy:wan", {"frames": 0}, "frames=0 doesn't work"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(name, size, message):
@@ -345,7 +374,8 @@ def test_a_bill_survives_json_and_csv():
 def test_tables_fit_a_terminal_and_say_everything(name):
     text = bill(name).table()
     assert max(map(len, text.splitlines())) <= 100
-    assert text.splitlines()[0].startswith(f"{name}, 128x128, 4 steps x ")
+    size = "128x128 x 5 frames" if name == "toy:wan" else "128x128"
+    assert text.splitlines()[0].startswith(f"{name}, {size}, 4 steps x ")
     for word in ("denoiser", "vae, decode", "total", "MACs", "FLOPs", "100.0%"):
         assert word in text
 

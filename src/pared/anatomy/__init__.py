@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
@@ -12,16 +13,20 @@ from pared.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-    from pared.anatomy.base import Block, Family, Grid, Site, SiteKind
+    from pared.anatomy.base import Block, Family, Site, SiteKind
+    from pared.anatomy.denoiser import Denoiser, Grid
 
-__all__ = ["Block", "Family", "Grid", "Site", "SiteKind", "families", "of", "unwrap"]
+__all__ = ["Block", "Denoiser", "Family", "Grid", "Site", "SiteKind", "families", "of", "unwrap"]
+
+_WHERE = dict.fromkeys(("Block", "Family", "Site", "SiteKind"), "base")
+_WHERE |= dict.fromkeys(("Denoiser", "Grid"), "denoiser")
 
 
 def __getattr__(name: str):
     # The classes are fetched when asked for: torch takes seconds to import, and a list of presets
     # must not wait for it.
-    if name in ("Block", "Family", "Grid", "Site", "SiteKind"):
-        return getattr(importlib.import_module(f"{__name__}.base"), name)
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -32,11 +37,13 @@ def families() -> dict[str, type[Family]]:
 
     found: dict[str, type[Family]] = {}
     for info in pkgutil.iter_modules(__path__):
-        if info.name in ("base", "presets"):
+        if info.name == "presets":
             continue
         module = importlib.import_module(f"{__name__}.{info.name}")
         for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Family) and value is not Family:
+            # Those of a whole kind are abstract.
+            known = isinstance(value, type) and issubclass(value, Family)
+            if known and not inspect.isabstract(value):
                 found |= dict.fromkeys(value.classes, value)
     return found
 

@@ -10,18 +10,24 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from pared.anatomy.base import Block, Family, Parts, block_of
+from pared.anatomy.base import Block, Parts, block_of
+from pared.anatomy.denoiser import Denoiser
 from pared.errors import InputError
 
 PARTS: Parts = {"norm1": "modulation", "attn1": "self_attention", "ff": "feed_forward"}
 
 
-class DiT(Family):
+class DiT(Denoiser):
     name = "dit"
     classes = ("DiTTransformer2DModel",)
     conditions: tuple[str, ...] = ("label",)
     input_layer = "pos_embed.proj"
     feed_forward_norms: ClassVar[dict[str, str]] = {"ff": "norm3"}
+    # Its pictures are squares.
+    sizes: ClassVar[tuple[dict[str, int], dict[str, int]]] = (
+        {"height": 8, "width": 8},
+        {"height": 12, "width": 12},
+    )
     timestep_embedder = "transformer_blocks.*.norm1.emb.timestep_embedder"
 
     @property

@@ -6,13 +6,14 @@ part, and the grid is read from the ids. A one-stream block computes attention a
 by side, between shared layers; its feed-forward is no module of its own and hence no site.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pared.anatomy.base import Block, Family, Grid, Parts, Role, Site, block_of
+from pared.anatomy.base import Block, Branch, Parts, Role, Site, block_of
+from pared.anatomy.denoiser import Denoiser, Grid
 from pared.errors import InputError
 
 # Latent pixels per token and side; fixed by the pipeline, in no configuration.
@@ -64,13 +65,15 @@ def _size_of(ids: Tensor) -> tuple[int, int]:
     return len(rows) // width, width
 
 
-class Flux(Family):
+class Flux(Denoiser):
     name = "flux"
     classes = ("FluxTransformer2DModel",)
     conditions: tuple[str, ...] = ("text", "pooled")
     input_layer = "x_embedder"
     feed_forward_norms: ClassVar[dict[str, str]] = {"ff": "norm2", "ff_context": "norm2_context"}
     timestep_embedder = "time_text_embed.timestep_embedder"
+    embedder = "x_embedder"
+    output_layer = "proj_out"
     compiles_whole = False
 
     def __init__(self, model: nn.Module) -> None:
@@ -86,10 +89,29 @@ class Flux(Family):
     def blocks(self) -> tuple[Block, ...]:
         double = [(p, m, PARTS) for p, m in self._list("transformer_blocks")]
         single = [(p, m, SINGLE_PARTS) for p, m in self._list("single_transformer_blocks")]
-        return tuple(block_of(index, *block) for index, block in enumerate(double + single))
+        return tuple(
+            block_of(index, *block, ("text", "image"))
+            for index, block in enumerate(double + single)
+        )
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        found = []
+        for block in self.blocks:
+            if block.path.startswith("transformer_blocks."):
+                kinds = ("joint_attention", "feed_forward")
+                found += [Branch(s.path, s.module, s.block) for s in block.sites if s.kind in kinds]
+            else:
+                feeds = (f"{block.path}.attn", f"{block.path}.proj_mlp")
+                out = cast(Any, block.module).proj_out
+                found.append(Branch(f"{block.path}.proj_out", out, block.index, feeds))
+        return tuple(found)
 
     def _grid_source(self, site: Site) -> tuple[nn.Module, Grid]:
         return self.model, PackedGrid()
+
+    def patches(self, latents: Tensor) -> Tensor:
+        return latents.unflatten(2, (-1, PACK**2))
 
     def linear_layers(self, site: Site, role: Role) -> tuple[str, ...]:
         # A one-stream block projects attention and feed-forward out together.
@@ -102,7 +124,7 @@ class Flux(Family):
     def _denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
-        """See `Family.denoise`. `guidance` (batch,) is a scale; 3.5, the pipeline's, if absent."""
+        """See `denoise`. `guidance` (batch,) is a scale; 3.5, the pipeline's, if absent."""
         self._require_whole_patches(latents, PACK)
         height, width = latents.shape[-2] // PACK, latents.shape[-1] // PACK
         text = self._take(condition, "text")

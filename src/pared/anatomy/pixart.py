@@ -5,18 +5,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pared.anatomy.base import Block, Family, Parts, block_of
+from pared.anatomy.base import Block, Parts, block_of
+from pared.anatomy.denoiser import Denoiser
 
 PARTS: Parts = {"attn1": "self_attention", "attn2": "cross_attention", "ff": "feed_forward"}
 
 
-class PixArt(Family):
+class PixArt(Denoiser):
     name = "pixart"
     classes = ("PixArtTransformer2DModel",)
     conditions: tuple[str, ...] = ("text", "mask")
     input_layer = "pos_embed.proj"
     feed_forward_norms: ClassVar[dict[str, str]] = {"ff": "norm2"}
     timestep_embedder = "adaln_single.emb.timestep_embedder"
+    embedder = "pos_embed"
+    output_layer = "proj_out"
     # What the biases of a block's own modulation are elsewhere.
     shifts: ClassVar[tuple[str, ...]] = ("bias", "scale_shift_table")
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pared.anatomy.base import Block, Family, Parts, block_of
+from pared.anatomy.base import Block, Parts, block_of
+from pared.anatomy.denoiser import Denoiser
 
 PARTS: Parts = {
     "norm1": "modulation",
@@ -22,18 +23,20 @@ PARTS: Parts = {
 }
 
 
-class SD3(Family):
+class SD3(Denoiser):
     name = "sd3"
     classes = ("SD3Transformer2DModel",)
     conditions: tuple[str, ...] = ("text", "pooled")
     input_layer = "pos_embed.proj"
     feed_forward_norms: ClassVar[dict[str, str]] = {"ff": "norm2", "ff_context": "norm2_context"}
     timestep_embedder = "time_text_embed.timestep_embedder"
+    embedder = "pos_embed"
+    output_layer = "proj_out"
 
     @property
     def blocks(self) -> tuple[Block, ...]:
         return tuple(
-            block_of(index, path, module, PARTS)
+            block_of(index, path, module, PARTS, ("text", "image"))
             for index, (path, module) in enumerate(self._list("transformer_blocks"))
         )
 

@@ -23,7 +23,7 @@ from pared import anatomy, method
 from pared.bench import bill_tables, costs
 from pared.bench.bill_tables import DENOISER, counted
 from pared.bench.costs import Cost
-from pared.bench.targets import USUAL_VAE_SCALE, Target, read
+from pared.bench.targets import USUAL_FRAME_SCALE, USUAL_VAE_SCALE, Target, read
 from pared.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class Bill:
         lines: the costs.
         notes: what was assumed or left out.
         models: denoisers kept, one for each task unless one serves several.
+        frames: of a video, which counts as one picture; 1 where pictures are made.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Bill:
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
     models: int = 1
+    frames: int = 1
 
     @property
     def total(self) -> int:
@@ -132,9 +134,10 @@ class Bill:
     @property
     def headline(self) -> str:
         """What was billed, e.g. "pixart-sigma, 2048x2048, 20 steps x 2 passes"."""
+        video = f" x {counted(self.frames, 'frame')}" if self.frames > 1 else ""
         said = [
             self.name,
-            f"{self.height}x{self.width}",
+            f"{self.height}x{self.width}{video}",
             f"{counted(self.steps, 'step')} x {counted(self.passes, 'pass')}",
         ]
         said += [f"batch {self.batch}"] if self.batch > 1 else []
@@ -201,8 +204,9 @@ def bill(
     text_tokens: int | None = None,
     dtype: torch.dtype | None = None,
     tasks: int = 1,
+    frames: int | None = None,
 ) -> Bill:
-    """What a picture costs.
+    """What a picture or a video costs.
 
     Args:
         target: name of a preset (`pared.anatomy.presets.names()`) or of a house model, folder of a
@@ -218,13 +222,14 @@ def bill(
         dtype: of all weights and activations; by default the model's own, float32 for presets and
             folders.
         tasks: that the product does; each takes a denoiser of its own, unless one was taught many.
+        frames: of a video; by default the pipeline's.
 
     Raises:
         InputError: not a model that pared reads, or a size that it can't make; the message names
             the nearest.
     """
     found = read(target)
-    order = Order(found, height, width, steps, passes, batch, text_tokens, dtype, tasks)
+    order = Order(found, height, width, steps, passes, batch, text_tokens, dtype, tasks, frames)
     return order.bill(found.denoiser(dtype))
 
 
@@ -242,6 +247,7 @@ class Order:
         text_tokens: int | None,
         dtype: torch.dtype | None,
         tasks: int = 1,
+        frames: int | None = None,
     ) -> None:
         self.tasks = _positive("tasks", tasks)
         self.target, self.dtype = target, dtype
@@ -250,9 +256,13 @@ class Order:
         self.batch = _positive("batch", batch)
         self.notes = list(target.notes)
         family = anatomy.of(target.denoiser(dtype))
+        if family.kind != "denoiser":
+            raise InputError(
+                f"{target.name} is a {family.kind}; a bill is for what diffusion models paint."
+            )
         vae = target.vae(dtype) if target.vae else None
         encoders = {name: build(dtype) for name, build in target.encoders.items()}
-        self._size(family, vae, height, width)
+        self._size(family, vae, height, width, frames)
         lengths = self._prompt(family, encoders, text_tokens)
         self._rest = [self._encoding(name, encoders[name], lengths[name]) for name in encoders]
         self._rest += [self._decoding(vae)] if vae is not None else []
@@ -277,12 +287,13 @@ class Order:
             lines=(*own, *(_asked(line, passes) for line in self._rest)),
             notes=tuple(self.notes),
             models=math.ceil(self.tasks / serves),
+            frames=self.frames,
         )
 
     def count(self, denoiser: nn.Module) -> dict[str, Cost]:
         """The costs of one pass, by kind."""
         family = anatomy.of(denoiser)
-        example = family.example(self.batch, *self.latent, text_tokens=self.text_tokens)
+        example = family.example(self.batch, text_tokens=self.text_tokens, **self.latent)
         try:
             return costs.count(
                 denoiser, costs.BySite(family), lambda: family.denoise(denoiser, *example)
@@ -293,8 +304,10 @@ class Order:
                 f"{str(error).rstrip('.')}."
             ) from None
 
-    def _size(self, family: Family, vae: Any, height: int | None, width: int | None) -> None:
-        """Settle on height and width in pixels, and on the latents'."""
+    def _size(
+        self, family: Family, vae: Any, height: int | None, width: int | None, frames: int | None
+    ) -> None:
+        """Settle on height and width in pixels, on the frames of a video, and on the latents'."""
         scale = USUAL_VAE_SCALE if vae is None else _scale(vae)
         if vae is None:
             self.notes.append(f"a latent pixel is taken for {scale}x{scale} pixels")
@@ -306,7 +319,29 @@ class Order:
         patch = max((family.grid(site).patch for site in family.sites()), default=1)
         _whole(self.target.name, "height", self.height, scale * patch)
         _whole(self.target.name, "width", self.width, scale * patch)
-        self.latent = (self.height // scale, self.width // scale)
+        self.latent = {"height": self.height // scale, "width": self.width // scale}
+        self.frames = 1
+        if own.ndim == 5:
+            self._frames(vae, own.shape[2], frames)
+        elif frames is not None:
+            raise InputError(f"{self.target.name} makes pictures; leave frames out.")
+
+    def _frames(self, vae: Any, own: int, given: int | None) -> None:
+        """Settle on the frames of a video, and on those of its latents, the first of which stands
+        for one frame and every other for several."""
+        scale = USUAL_FRAME_SCALE if vae is None else vae.config.scale_factor_temporal
+        if vae is None:
+            self.notes.append(f"a latent frame behind the first is taken for {scale} frames")
+        usual = self.target.frames or (own - 1) * scale + 1
+        self.frames = _positive("frames", usual if given is None else given)
+        if (self.frames - 1) % scale:
+            below = (self.frames - 1) // scale * scale + 1
+            raise InputError(
+                f"{self.target.name} makes videos of one frame and a multiple of {scale} more, and "
+                f"frames={self.frames} is none; the nearest that works is {below} or "
+                f"{below + scale}."
+            )
+        self.latent["frames"] = (self.frames - 1) // scale + 1
 
     def _prompt(
         self, family: Family, encoders: dict[str, Any], given: int | None
@@ -342,8 +377,8 @@ class Order:
 
     def _decoding(self, vae: Any) -> Line:
         kind = next(vae.parameters()).dtype
-        channels = vae.config.latent_channels
-        latents = torch.empty(self.batch, channels, *self.latent, dtype=kind, device="meta")
+        size = [self.latent[side] for side in ("frames", "height", "width") if side in self.latent]
+        latents = torch.empty(self.batch, _channels(vae), *size, dtype=kind, device="meta")
         spent = costs.count(vae, costs.Whole(), lambda: vae.decode(latents))
         return _line("vae", "decode", spent[costs.OTHER], 1)
 
@@ -361,6 +396,11 @@ def _scale(vae: Any) -> int:
     """Pixels per latent pixel and side."""
     stages = getattr(vae.config, "block_out_channels", ())
     return getattr(vae, "spatial_compression_ratio", None) or 2 ** max(0, len(stages) - 1)
+
+
+def _channels(vae: Any) -> int:
+    """Channels of the latents; autoencoders of video have another name for them."""
+    return vae.config.get("latent_channels") or vae.config.z_dim
 
 
 def _limit(encoder: Any, free: int | None) -> int | None:

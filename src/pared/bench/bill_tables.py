@@ -122,10 +122,10 @@ def _units(bill: Bill) -> tuple[Unit, Unit]:
 
 
 def _heads(bill: Bill) -> list[list[str]]:
-    one, image = _units(bill)
+    (one, image), made = _units(bill), f"per {_made(bill)}"
     return [
         ["", f"{one.prefix}MACs", "", f"{image.prefix}MACs", "", "", "", "tensors", "largest"],
-        ["", "per pass", "passes", "per image", "share", "params", "weights", "per pass", "tensor"],
+        ["", "per pass", "passes", made, "share", "params", "weights", "per pass", "tensor"],
     ]
 
 
@@ -163,13 +163,17 @@ def _foot(bill: Bill) -> list[str]:
     steps, passes = counted(bill.steps, "step"), counted(bill.passes, "pass")
     image, flops = short(bill.per_image, "MACs"), short(2 * bill.per_image, "FLOPs")
     return [
-        f"Denoiser: {steps} x {passes} x {one} = {short(own, 'MACs')} per image.",
-        f"Everything: {image} per image, which is {flops} (a MAC is two FLOPs).",
+        f"Denoiser: {steps} x {passes} x {one} = {short(own, 'MACs')} per {_made(bill)}.",
+        f"Everything: {image} per {_made(bill)}, which is {flops} (a MAC is two FLOPs).",
         *_kept(bill),
         "Tensors: all that pass between layers, each counted once. Training keeps about all of",
         "them, sampling a few at a time. Attention maps aren't counted: fused kernels write none.",
         *(f"Note: {note}." for note in bill.notes),
     ]
+
+
+def _made(bill: Bill) -> str:
+    return "video" if bill.frames > 1 else "image"
 
 
 def _kept(bill: Bill) -> list[str]:

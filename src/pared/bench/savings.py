@@ -111,6 +111,7 @@ def savings(
     batch: int = 1,
     text_tokens: int | None = None,
     dtype: torch.dtype | None = None,
+    frames: int | None = None,
 ) -> Savings:
     """What every conversion that fits a model would save, counted on the meta device.
 
@@ -126,12 +127,13 @@ def savings(
         batch: pictures made at once.
         text_tokens: of the prompt.
         dtype: of the weights.
+        frames: of a video.
 
     Returns:
         One saving per method, and the reasons of those that were left out.
     """
     found = read(target)
-    order = Order(found, height, width, steps, passes, batch, text_tokens, dtype)
+    order = Order(found, height, width, steps, passes, batch, text_tokens, dtype, frames=frames)
     before = order.bill(found.denoiser(dtype))
     savings, refused = [], {}
     for record in info.registry().values():

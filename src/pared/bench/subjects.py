@@ -29,6 +29,8 @@ PROMPTS = (
 # The same for models of the thousand classes of ImageNet: a golden retriever, a sea otter ...
 CLASSES = (207, 360, 387, 974)
 
+Known = presets.Preset | presets.SpeechPreset
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -102,6 +104,11 @@ class PipelineSubject(Subject):
                 "runs pipelines that paint from one of these."
             )
         self._prompt_name = known[0]
+        if "num_frames" in accepted:
+            raise InputError(
+                f"{type(pipeline).__name__} makes videos, and the bench compares pictures; give it "
+                "the transformer, whose calls it times."
+            )
         if unknown := [name for name in call if name not in accepted]:
             raise InputError(f"{type(pipeline).__name__} takes no {unknown[0]!r}; leave it out.")
         if "use_resolution_binning" in accepted:
@@ -241,7 +248,7 @@ def usual_prompts(pipeline: Any) -> tuple[Any, ...]:
     return CLASSES if "class_labels" in accepted else PROMPTS
 
 
-def open_target(given: Any, device: str | None) -> tuple[Any, presets.Preset | None]:
+def open_target(given: Any, device: str | None) -> tuple[Any, Known | None]:
     """A pipeline or model from what was given.
 
     Args:
@@ -280,7 +287,7 @@ def _random(name: str, device: str | None) -> nn.Module:
 
 def subject_of(
     target: Any,
-    preset: presets.Preset | None,
+    preset: Known | None,
     samples: Sequence[Sample],
     call: dict[str, Any],
 ) -> Subject:
@@ -298,6 +305,11 @@ def subject_of(
     """
     if hasattr(target, "components"):
         return PipelineSubject(target, samples, call)
+    if (kind := anatomy.of(target).kind) != "denoiser":
+        raise InputError(
+            f"a {type(anatomy.unwrap(target)).__name__} is a {kind}; the bench runs pipelines and "
+            "denoisers of diffusion models."
+        )
     call = dict(call)
     steps, size = call.pop("num_inference_steps", None), {}
     for side in ("height", "width"):

@@ -18,12 +18,14 @@ from torch import nn
 
 from pared import anatomy, info, method
 from pared.anatomy import presets
-from pared.checkpoint import SIDECAR
+from pared.checkpoint import SIDECAR, class_of
 from pared.errors import InputError
 from pared.worlds import house
 
 # Pixels per latent pixel of the autoencoders that a bare denoiser is usually found with.
 USUAL_VAE_SCALE = 8
+# Frames that each latent frame behind the first stands for, likewise.
+USUAL_FRAME_SCALE = 4
 
 Build = Callable[[torch.dtype | None], nn.Module]
 
@@ -44,6 +46,7 @@ class Target:
         text_tokens: of the prompt as the denoiser sees it; None leaves it to the family.
         prompt: tokens that a text encoder without a limit of its own reads.
         notes: what was assumed or left out.
+        frames: of a video; None leaves it to the family.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Target:
     text_tokens: int | None = None
     prompt: int | None = None
     notes: tuple[str, ...] = ()
+    frames: int | None = None
 
 
 def read(target: Any) -> Target:
@@ -87,6 +91,8 @@ def read(target: Any) -> Target:
 
 def _of_preset(name: str) -> Target:
     preset = presets.get(name)
+    if isinstance(preset, presets.SpeechPreset):
+        return Target(name=name, denoiser=partial(_build_preset, name, "recogniser"))
     builds = {part: partial(_build_preset, name, part) for part in preset.components}
     return Target(
         name=name,
@@ -98,6 +104,7 @@ def _of_preset(name: str) -> Target:
         size=(preset.height, preset.width),
         text_tokens=preset.text_tokens or None,
         prompt=max((part.tokens for part in preset.text_encoders), default=None),
+        frames=preset.frames if preset.frames > 1 else None,
     )
 
 
@@ -122,6 +129,7 @@ def _of_pipeline(name: str, pipeline: type, builds: dict[str, Build], others: li
         passes=_passes(defaults),
         prompt=defaults.get("max_sequence_length"),
         notes=(f"{', '.join(others)} not included",) if others else (),
+        frames=defaults.get("num_frames"),
     )
 
 
@@ -200,7 +208,8 @@ def _of_folder(name: str | Path) -> Target:
         }
         return _of_pipeline(str(name), cls, builds, sorted(models - builds.keys()))
     if (folder / "config.json").exists():
-        return _of_denoiser(str(name), _stored(folder, "diffusers", None, _steps(folder, "")))
+        library, cls = class_of(_json(folder / "config.json"))
+        return _of_denoiser(str(name), _stored(folder, library, cls, _steps(folder, "")))
     raise InputError(
         f"{folder} is not a model: it has neither a model_index.json nor a config.json."
     )

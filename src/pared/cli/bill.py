@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @common.with_option("conversion")
 @click.option("--height", type=click.IntRange(1), help="In pixels; by default the model's own.")
 @click.option("--width", type=click.IntRange(1), help="In pixels; by default the model's own.")
+@click.option("--frames", type=click.IntRange(1), help="Of a video; by default the pipeline's.")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps; by default the pipeline's.")
 @click.option("--passes", type=click.IntRange(1), help="Per step; 2 with classifier-free guidance.")
 @click.option(
@@ -47,6 +48,7 @@ def command(
       pared bill sd3.5-medium
       pared bill pixart-sigma --height 2048 --width 2048 --with edit
       pared bill toy:dit --savings
+      pared bill wan2.1-t2v-1.3b --frames 41
       pared bill sd1.5 --passes 3 --tasks 4 --with linfusion --with multi-task-upcycling \
         --with explicit-conditioning
     """

@@ -20,7 +20,10 @@ doesn't use: in SD3 both streams' feed-forwards are converted, since the prompt 
 in each task; and where the norm before a feed-forward has no weights (PixArt, SD3) the task scales
 and shifts what comes out of the modulation behind it, since that folds into the feed-forward, and
 a scale before the modulation doesn't fold in PixArt, whose layers share it. DiT isn't served: its
-labels can't say what to change. Not verified: quality at the paper's scale.
+labels can't say what to change. Not verified: quality at the paper's scale. On the small trained
+U-Net that comes with pared, within the short budget of the bench, one expert does as well as
+several, and painting from text loses quality though its loss on unseen pictures falls: so does, and
+by more, a fine-tune for painting alone, at a high learning rate and without averaged weights.
 """
 
 from typing import Any, Literal, cast

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pared.anatomy.base import Family, Input
+from pared.anatomy.base import Family
+from pared.anatomy.denoiser import Input
 from pared.errors import InputError
 from pared.nn.linear_attention import full_precision
 from pared.worlds import tasks as known

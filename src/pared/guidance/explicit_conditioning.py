@@ -117,7 +117,7 @@ class ExplicitConditioning(Conversion):
     def claims(self, family: Family) -> list[Claim]:
         if "text" not in family.conditions:
             return []
-        reads, predicts = family.config.in_channels, family.config.out_channels
+        reads, predicts = family.config.in_channels, family.config.get("out_channels")
         if predicts is not None and reads > predicts:
             raise family.refuse(
                 self.info.slug,

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from pared import anatomy
 from pared.anatomy import Family
-from pared.anatomy.base import Input
+from pared.anatomy.denoiser import Input
 from pared.info import Headline, Info
 from pared.method import Claim, Conversion
 from pared.nn.diffusion import guidance_features

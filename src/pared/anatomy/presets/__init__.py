@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pared.anatomy.presets.published import PUBLISHED
-from pared.anatomy.presets.records import Component, Preset
+from pared.anatomy.presets.records import Component, Preset, SpeechPreset
+from pared.anatomy.presets.speech import PUBLISHED_SPEECH, TOY_SPEECH
 from pared.anatomy.presets.toys import TOYS
 from pared.errors import InputError
 
@@ -21,17 +22,23 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Component", "Preset", "build", "get", "names"]
+__all__ = ["Component", "Preset", "SpeechPreset", "build", "get", "names"]
 
-PRESETS = {preset.name: preset for preset in (*PUBLISHED, *TOYS)}
-
-
-def names() -> tuple[str, ...]:
-    """Names of all presets, the toys last."""
-    return tuple(PRESETS)
+PRESETS: dict[str, Preset | SpeechPreset] = {
+    preset.name: preset for preset in (*PUBLISHED, *PUBLISHED_SPEECH, *TOYS, *TOY_SPEECH)
+}
 
 
-def get(name: str) -> Preset:
+def names(kind: str | None = None) -> tuple[str, ...]:
+    """Names of all presets, the toys last.
+
+    Args:
+        kind: of the model that methods work on, "denoiser" or "speech encoder"; None takes all.
+    """
+    return tuple(name for name, preset in PRESETS.items() if kind in (None, preset.kind))
+
+
+def get(name: str) -> Preset | SpeechPreset:
     """A preset by name.
 
     Raises:
@@ -56,7 +63,7 @@ def build(
     device: str | torch.device = "meta",
     dtype: torch.dtype | None = None,
     seed: int = 0,
-    component: str = "denoiser",
+    component: str | None = None,
     layers: int | None = None,
 ) -> nn.Module:
     """A component of a preset with random weights, in evaluation mode.
@@ -70,14 +77,16 @@ def build(
         device: "meta" for shapes only (no memory), or a real device.
         dtype: of the weights; torch's default type if None.
         seed: of the random weights.
-        component: "denoiser", "vae", "text_encoder", "text_encoder_2", ...
+        component: "denoiser", "vae", "text_encoder", "text_encoder_2", ..., "recogniser"; by
+            default the one that methods work on.
         layers: keep only so many blocks of a transformer, to measure one block at full size.
 
     Raises:
         InputError: no such preset or component.
     """
-    parts = get(name).components
-    if component not in parts:
+    preset = get(name)
+    parts = preset.components
+    if component is not None and component not in parts:
         raise InputError(f"{name} has no component {component!r}; it has {', '.join(parts)}.")
     import torch
 
@@ -85,7 +94,14 @@ def build(
     gpus = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(gpus), _default_dtype(dtype), device:
         torch.manual_seed(seed)
-        return parts[component].make(**({} if layers is None else {"num_layers": layers})).eval()
+        part = preset.main if component is None else parts[component]
+        model = part.make(**({} if layers is None else {part.depth: layers})).eval()
+        # Some classes of transformers make a weight on the CPU, whatever the device.
+        torch.nn.Module.to(model, device)
+        # Lumina-Next has a weight that nothing reads, and leaves in it what memory held.
+        if (unread := getattr(model, "pad_token", None)) is not None:
+            torch.nn.init.zeros_(unread)
+        return model
 
 
 @contextmanager

@@ -32,6 +32,16 @@ _T5_XXL = {
     "vocab_size": 32128,
     "feed_forward_proj": "gated-gelu",
 }
+_UMT5_XXL = _T5_XXL | {"vocab_size": 256_384}
+_GEMMA_2B = {
+    "hidden_size": 2048,
+    "intermediate_size": 16384,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "vocab_size": 256_000,
+}
 _CLIP = "transformers.CLIPTextModel"
 _CLIP_PROJECTED = "transformers.CLIPTextModelWithProjection"
 
@@ -58,7 +68,55 @@ _NO_QUANT = {"use_quant_conv": False, "use_post_quant_conv": False}
 _SD_VAE = _vae(83_653_863, 4, 0.18215, 512)
 _SDXL_VAE = _vae(83_653_863, 4, 0.13025, 1024)
 _SD3_VAE = _vae(83_819_683, 16, 1.5305, 1024, shift_factor=0.0609, **_NO_QUANT)
+_WAN_VAE = Component("diffusers.AutoencoderKLWan", {}, 126_892_531)
 _FLUX_VAE = _vae(83_819_683, 16, 0.3611, 1024, shift_factor=0.1159, **_NO_QUANT)
+
+
+def _wan(name: str, heads: int, layers: int, width: int, parameters: int) -> Preset:
+    """Wan 2.1, text to video, in one of its two sizes.
+
+    Args:
+        name: of the size, as it's published.
+        heads: of an attention, each 128 channels wide.
+        layers: number of blocks.
+        width: of the feed-forwards.
+        parameters: of the denoiser.
+    """
+    return Preset(
+        name=f"wan2.1-t2v-{name.lower()}",
+        summary=f"Wan 2.1 {name}: a video DiT with cross-attention to UMT5, 81 frames of 480 p",
+        hub=f"Wan-AI/Wan2.1-T2V-{name}-Diffusers",
+        denoiser=Component(
+            "diffusers.WanTransformer3DModel",
+            {
+                "patch_size": (1, 2, 2),
+                "num_attention_heads": heads,
+                "attention_head_dim": 128,
+                "in_channels": 16,
+                "out_channels": 16,
+                "text_dim": 4096,
+                "freq_dim": 256,
+                "ffn_dim": width,
+                "num_layers": layers,
+                "cross_attn_norm": True,
+                "qk_norm": "rms_norm_across_heads",
+                "rope_max_seq_len": 1024,
+            },
+            parameters,
+        ),
+        vae=_WAN_VAE,
+        text_encoders=(Component("transformers.UMT5EncoderModel", _UMT5_XXL, 5_680_910_336, 512),),
+        text_tokens=512,
+        steps=50,
+        guidance=5.0,
+        passes=2,
+        height=480,
+        width=832,
+        vae_scale=8,
+        latent_channels=16,
+        frames=81,
+    )
+
 
 # The presets
 # ---------------------------------------------------------------------------------------
@@ -256,6 +314,41 @@ PUBLISHED = (
         text_tokens=77,
         steps=50,
         guidance=5.0,
+        passes=2,
+        height=1024,
+        width=1024,
+        vae_scale=8,
+        latent_channels=4,
+    ),
+    _wan("1.3B", heads=12, layers=30, width=8_960, parameters=1_418_996_800),
+    _wan("14B", heads=40, layers=40, width=13_824, parameters=14_288_491_584),
+    Preset(
+        name="lumina-next",
+        summary="Lumina-Next SFT: a DiT with fewer key heads and cross-attention to Gemma, 1024 px",
+        hub="Alpha-VLLM/Lumina-Next-SFT-diffusers",
+        denoiser=Component(
+            "diffusers.LuminaNextDiT2DModel",
+            {
+                "sample_size": 128,
+                "patch_size": 2,
+                "in_channels": 4,
+                "hidden_size": 2304,
+                "num_layers": 24,
+                "num_attention_heads": 32,
+                "num_kv_heads": 8,
+                "multiple_of": 256,
+                "norm_eps": 1e-5,
+                "learn_sigma": True,
+                "qk_norm": True,
+                "cross_attention_dim": 2048,
+            },
+            1_754_898_976,
+        ),
+        vae=_SDXL_VAE,
+        text_encoders=(Component("transformers.GemmaModel", _GEMMA_2B, 2_506_172_416, 256),),
+        text_tokens=256,
+        steps=30,
+        guidance=4.0,
         passes=2,
         height=1024,
         width=1024,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,12 +19,14 @@ class Component:
         config: arguments of the class (of its configuration class, for transformers).
         parameters: how many it has.
         tokens: of a prompt, for text encoders.
+        depth: what the configuration calls the number of blocks.
     """
 
     cls: str
     config: dict[str, Any]
     parameters: int
     tokens: int = 0
+    depth: str = "num_layers"
 
     def make(self, **changes: Any) -> nn.Module:
         """The model, freshly initialised on the current device in the current default type.
@@ -41,7 +43,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Preset:
-    """A text-to-image or class-to-image pipeline by its numbers.
+    """A text-to-image, class-to-image or text-to-video pipeline by its numbers.
 
     Attributes:
         name: what users write.
@@ -59,7 +61,10 @@ class Preset:
         width: default width.
         vae_scale: pixels per latent pixel and side.
         latent_channels: channels of the latents.
+        frames: default number of frames of a video; 1 where pictures are made.
     """
+
+    kind: ClassVar[str] = "denoiser"
 
     name: str
     summary: str
@@ -75,6 +80,12 @@ class Preset:
     width: int
     vae_scale: int
     latent_channels: int
+    frames: int = 1
+
+    @property
+    def main(self) -> Component:
+        """The model that methods work on."""
+        return self.denoiser
 
     @property
     def components(self) -> dict[str, Component]:
@@ -83,3 +94,32 @@ class Preset:
         for number, encoder in enumerate(self.text_encoders, start=1):
             found["text_encoder" if number == 1 else f"text_encoder_{number}"] = encoder
         return found
+
+
+@dataclass(frozen=True)
+class SpeechPreset:
+    """A speech recogniser by its numbers.
+
+    Attributes:
+        name: what users write.
+        summary: one line.
+        hub: id of the published weights, "" for toys. Never fetched.
+        recogniser: the model.
+    """
+
+    kind: ClassVar[str] = "speech encoder"
+
+    name: str
+    summary: str
+    hub: str
+    recogniser: Component
+
+    @property
+    def main(self) -> Component:
+        """The model that methods work on."""
+        return self.recogniser
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """All components by name: "recogniser"."""
+        return {"recogniser": self.recogniser}

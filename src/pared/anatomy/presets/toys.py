@@ -1,6 +1,7 @@
 """Toys: the published models' classes at a size that a test or a first try runs in milliseconds.
 
-Random weights only. Pictures are 128 px, latents 16 x 16, prompts 16 tokens per encoder.
+Random weights only. Pictures are 128 px, latents 16 x 16, prompts 16 tokens per encoder; videos
+have 5 frames, 2 in their latents.
 """
 
 from typing import Any
@@ -29,9 +30,21 @@ _T5 = {
     "vocab_size": 1000,
     "feed_forward_proj": "gated-gelu",
 }
+_GEMMA = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "vocab_size": 1000,
+}
 CLIP = Component("transformers.CLIPTextModel", _CLIP, 49_664, TOKENS)
 CLIP_PROJECTED = Component("transformers.CLIPTextModelWithProjection", _CLIP, 50_688, TOKENS)
 T5 = Component("transformers.T5EncoderModel", _T5, 121_792, TOKENS)
+# Unlike T5's, its layers don't share their table of relative positions.
+UMT5 = Component("transformers.UMT5EncoderModel", _T5, 121_920, TOKENS)
+GEMMA = Component("transformers.GemmaModel", _GEMMA, 109_376, TOKENS)
 
 
 def _vae(channels: int, parameters: int) -> Component:
@@ -50,6 +63,11 @@ def _vae(channels: int, parameters: int) -> Component:
 
 VAE_4 = _vae(4, 67_231)
 VAE_16 = _vae(16, 73_675)
+VAE_VIDEO = Component(
+    "diffusers.AutoencoderKLWan",
+    {"base_dim": 4, "dim_mult": [1, 1, 2, 2], "num_res_blocks": 1},
+    53_883,
+)
 
 
 def _toy(
@@ -214,5 +232,49 @@ TOYS = (
             1_360_740,
         ),
         (CLIP, CLIP_PROJECTED),
+    ),
+    _toy(
+        "wan",
+        "Wan, text to video, with 2 blocks of width 32",
+        Component(
+            "diffusers.WanTransformer3DModel",
+            {
+                "num_layers": 2,
+                "num_attention_heads": 2,
+                "attention_head_dim": 16,
+                "in_channels": 16,
+                "out_channels": 16,
+                "text_dim": 64,
+                "freq_dim": 32,
+                "ffn_dim": 64,
+            },
+            41_888,
+        ),
+        (UMT5,),
+        vae=VAE_VIDEO,
+        latent_channels=16,
+        frames=5,
+    ),
+    _toy(
+        "lumina",
+        "Lumina-Next with 2 blocks of width 32, 2 query heads to 1 of keys",
+        Component(
+            "diffusers.LuminaNextDiT2DModel",
+            {
+                "sample_size": 16,
+                "patch_size": 2,
+                "in_channels": 4,
+                "hidden_size": 32,
+                "num_layers": 2,
+                "num_attention_heads": 2,
+                "num_kv_heads": 1,
+                "multiple_of": 32,
+                "learn_sigma": True,
+                "qk_norm": True,
+                "cross_attention_dim": 64,
+            },
+            54_116,
+        ),
+        (GEMMA,),
     ),
 )
