@@ -25,6 +25,11 @@ USUAL_STAGES = (1, 1, 1, 1)
 @click.argument("model", type=ModelName())
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
 @common.with_option("runtime")
+@click.option(
+    "--plan",
+    type=click.Path(path_type=Path),
+    help="Methods and steps that `pared fit` found; --with adds to them, --steps goes before.",
+)
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps; by default the pipeline's.")
 @click.option(
     "--guidance", type=click.FloatRange(0), help="Guidance scale; by default the pipeline's."
@@ -59,6 +64,7 @@ def command(
     model: str,
     prompts: tuple[str, ...],
     specs: tuple[str, ...],
+    plan: Path | None,
     scales: tuple[float, ...],
     strength: float,
     output: Path,
@@ -78,6 +84,12 @@ def command(
       pared sample house:pixart "red apple" "woman firefighter" --steps 20 --seed 3 -o pictures
       pared sample students/sdxl-linfusion "a fox" --scale 2 --scale 4 -o fox.png
     """
+    if plan is not None:
+        from pared.bench.fit import read_plan
+
+        planned, steps = read_plan(plan)
+        specs = (*planned, *specs)
+        call["steps"] = call["steps"] or steps
     common.records_of(specs, "runtime")
     source = locate(model)
     source.require_pipeline("painting")
@@ -85,7 +97,7 @@ def command(
     where = common.device_of(device)
     methods = common.runtime_methods_of(specs)
     seed = call.pop("seed")
-    arguments = _arguments(source.folder(), model, call)
+    arguments = arguments_of(source.folder(), model, call)
     pipeline = source.load(common.dtype_of(dtype), where)
 
     import torch
@@ -128,7 +140,7 @@ def _check_output(output: Path, count: int) -> None:
     common.check_writable(output)
 
 
-def _arguments(folder: Path, model: str, call: dict[str, Any]) -> dict[str, Any]:
+def arguments_of(folder: Path, model: str, call: dict[str, Any]) -> dict[str, Any]:
     """The call's arguments under the pipeline's names, from its configuration alone.
 
     Raises:

@@ -28,6 +28,8 @@ from pared.training.ema import EMA
 # Full, CPU-side dictionaries with the model's own parameter names, whatever wraps or shards the
 # model.
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# A parameter that the model holds and never calls has no gradients, and the optimizer no state.
+_LENIENT = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
 
 
 def latest(folder: Path) -> Path | None:
@@ -107,7 +109,7 @@ def read(
     flat = load_file(checkpoint / "optimizer.safetensors")
     groups = get_optimizer_state_dict(model, optimizer, options=_FULL)["param_groups"]
     restored: Any = {"state": _unflatten(flat), "param_groups": groups}
-    set_optimizer_state_dict(model, optimizer, restored, options=_FULL)
+    set_optimizer_state_dict(model, optimizer, restored, options=_LENIENT)
     return int(state["step"])
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pared.errors import InputError
 from pared.training import checkpoints
-from pared.training.data import Dataset, Order, beside, generator_for
+from pared.training.data import Bucketed, Dataset, Order, beside, generator_for, order_of
 from pared.training.ema import EMA
 from pared.training.settings import TrainingSettings
 
@@ -58,7 +58,7 @@ def train(
         model: the module whose `settings.trainable` parameters are optimised. At the end it carries
             the averaged weights where `settings.ema` is set.
         objective: called as `objective(model, batch, generator)`; returns named, weighted loss
-            terms.
+            terms. One with a method `at_step` is told the number of every step, from 0, before it.
         data: see `pared.training.data.Dataset`.
         settings: everything that decides the result.
         folder: takes `log.jsonl` and the newest checkpoint.
@@ -73,9 +73,9 @@ def train(
     run = _Run.prepare(model, objective, data, settings, Path(folder), accelerator)
     start, step, means = time.monotonic(), run.resume(), {}
     every = settings.log_every if on_step is None else 1
-    log = _Log(run.folder / "log.jsonl", step, run.main)
+    log = Log(run.folder / "log.jsonl", step, run.main)
     begun = step
-    with run.progress(step) as bar, _interruptible() as interrupted:
+    with run.progress(step) as bar, interruptible() as interrupted:
         while step < settings.steps and not run.anywhere(interrupted()):
             terms = run.one_step(step)
             step += 1
@@ -110,7 +110,7 @@ class _Run:
     optimizer: AcceleratedOptimizer
     ema: EMA | None
     data: Dataset
-    order: Order
+    order: Order | Bucketed
     settings: TrainingSettings
     folder: Path
 
@@ -149,7 +149,7 @@ class _Run:
             weight_decay=settings.weight_decay,
         )
         ema = EMA(prepared, settings.ema) if settings.ema else None
-        order = Order(len(data), settings.batch_size, settings.seed)
+        order = order_of(data, settings.batch_size, settings.seed)
         if settings.trackers:
             accelerator.init_trackers("pared", config=settings.model_dump(mode="json"))
         optimizer = accelerator.prepare(optimizer)
@@ -203,6 +203,8 @@ class _Run:
             group["lr"] = settings.rate(step)
         generator = generator_for(settings.seed, step, accelerator.process_index)
         set_seed(int(torch.randint(2**31, (1,), generator=generator)))  # dropout, anything global
+        if hasattr(self.objective, "at_step"):  # something of it changes in the course of training
+            self.objective.at_step(step)
         mine = self.order.indices(step)[accelerator.process_index :: accelerator.num_processes]
         micro = mine.split(len(mine) // settings.accumulation)
         totals: dict[str, Tensor] = {}
@@ -271,7 +273,7 @@ def _check_batch(settings: TrainingSettings, processes: int) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Iterator[Callable[[], bool]]:
     """Within the context one Ctrl-C (or SIGTERM) ends the loop after its step, a second kills."""
     seen: list[int] = []
 
@@ -291,7 +293,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-class _Log:
+class Log:
     """Appends one JSON line per logged step; lines after the resumed step are dropped first."""
 
     def __init__(self, path: Path, done: int, enabled: bool) -> None:

@@ -1,0 +1,1 @@
+"""Methods that reuse or forecast what earlier steps of a run computed."""

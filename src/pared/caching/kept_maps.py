@@ -1,0 +1,210 @@
+"""Attentions that keep their softmax map at one step and apply it to fresh values at later ones."""
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from pared.errors import InputError
+from pared.nn.layout import merge_heads, split_heads, to_tokens
+from pared.nn.rotary import Rotary, rotate
+from pared.runtime import Clock
+
+# At a call: the model's own processor; a map that is kept; one that is reused; its last use.
+Mode = Literal["own", "keep", "reuse", "last"]
+
+
+def softmax_map(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    mask: Tensor | None = None,
+    upcast_attention: bool = False,
+    upcast_softmax: bool = False,
+) -> Tensor:
+    """A = softmax(Q K^T scale + mask), (batch, heads, queries, keys).
+
+    Args:
+        query: (batch, heads, queries, channels).
+        key: (batch, heads, keys, channels).
+        scale: 1/sqrt(d_h), as a rule.
+        mask: added to the scores, or True where a key is seen; broadcasts to the map.
+        upcast_attention: form the scores in float32.
+        upcast_softmax: normalise them in float32.
+    """
+    if upcast_attention:
+        query, key = query.float(), key.float()
+    # Ahead of the product: in half precision the unscaled one may overflow.
+    scores = (query * scale) @ key.mT
+    if mask is not None:
+        hidden = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, -torch.inf) if hidden else scores + mask
+    return (scores.float() if upcast_softmax else scores).softmax(dim=-1)
+
+
+class Memory:
+    """What one attention keeps."""
+
+    def __init__(self, clock: Clock, path: str) -> None:
+        self.clock, self.path = clock, path
+
+    @property
+    def mode(self) -> Mode:
+        """Of the running call; an attention that kept nothing computes, whatever the plan."""
+        mode = cast(Mode, self.clock.plan)
+        if mode == "keep" or self.path in self.clock.kept:
+            return mode
+        return "keep" if mode == "reuse" else "own"
+
+    def keep(self, kept: Tensor) -> None:
+        """Remember a map or an output."""
+        self.clock.kept[self.path] = kept.detach()
+
+    def recall(self) -> Tensor:
+        """What was kept; dropped where this is its last use."""
+        kept = self.clock.kept
+        return kept.pop(self.path) if self.mode == "last" else kept[self.path]
+
+
+class MapReuse:
+    """The processor of a self- or cross-attention: its own where nothing is kept or reused.
+
+    Args:
+        memory: of this attention.
+        own: its processor as it was.
+        keep_output: where the values come from a prompt, keep the product and not the map.
+    """
+
+    def __init__(self, memory: Memory, own: Any, keep_output: bool) -> None:
+        self.memory, self.own, self.keep_output = memory, own, keep_output
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        mode = self.memory.mode
+        if mode == "own":
+            extra = {} if temb is None else {"temb": temb}
+            return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, **extra)
+        x = hidden_states
+        if attn.spatial_norm is not None:
+            x = attn.spatial_norm(x, temb)
+        if x.ndim == 4:
+            x = to_tokens(x)
+        if attn.group_norm is not None:
+            x = attn.group_norm(x.mT).mT
+        y = self.output(attn, x, encoder_hidden_states, attention_mask, mode)
+        if hidden_states.ndim == 4:
+            y = y.mT.reshape(hidden_states.shape)
+        if attn.residual_connection:
+            y = y + hidden_states
+        return y / attn.rescale_output_factor
+
+    def output(
+        self, attn: Any, x: Tensor, prompt: Tensor | None, mask: Tensor | None, mode: Mode
+    ) -> Tensor:
+        """A V W_o, (batch, tokens, width), or what was kept of it."""
+        constant = self.keep_output and prompt is not None
+        if constant and mode != "keep":
+            return self.memory.recall()
+        context = x if prompt is None else prompt
+        if prompt is not None and attn.norm_cross is not None:
+            context = attn.norm_encoder_hidden_states(prompt)
+        value = split_heads(attn.to_v(context), attn.heads)
+        if mode == "keep":
+            weights = self.weights(attn, x, context, mask).to(value.dtype)
+        else:
+            weights = self.memory.recall()
+        y = merge_heads(weights @ value)
+        for layer in attn.to_out:  # a linear map, then dropout
+            y = layer(y)
+        if mode == "keep":
+            self.memory.keep(y if constant else weights)
+        return y
+
+    def weights(self, attn: Any, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        """The softmax map, (batch, heads, queries, keys)."""
+        query = split_heads(attn.to_q(x), attn.heads)
+        key = split_heads(attn.to_k(context), attn.heads)
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+        if mask is not None:
+            batch, keys = context.shape[:2]
+            mask = attn.prepare_attention_mask(mask, keys, batch).unflatten(0, (batch, attn.heads))
+        return softmax_map(query, key, attn.scale, mask, attn.upcast_attention, attn.upcast_softmax)
+
+
+class JointMapReuse:
+    """The processor of a joint attention of image and text, in one stream or in two.
+
+    Text comes first, as rotary positions are given.
+    """
+
+    def __init__(self, memory: Memory, own: Any) -> None:
+        self.memory, self.own = memory, own
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Any:
+        mode, image, text = self.memory.mode, hidden_states, encoder_hidden_states
+        if mode == "own":
+            return self.own(attn, image, text, attention_mask, image_rotary_emb)
+        if attention_mask is not None:
+            raise InputError(
+                "attention-map-reuse takes no attention mask in a joint attention; call the model "
+                "without one."
+            )
+        value = joined(attn, "v", image, text)
+        if mode == "keep":
+            weights = self.weights(attn, image, text, image_rotary_emb).to(value.dtype)
+            self.memory.keep(weights)
+        else:
+            weights = self.memory.recall()
+        y = merge_heads(weights @ value)
+        if text is None:
+            return y
+        y_text, y_image = y.split([y.shape[1] - image.shape[1], image.shape[1]], dim=1)
+        for layer in attn.to_out:  # a linear map, then dropout
+            y_image = layer(y_image)
+        return y_image, None if attn.context_pre_only else attn.to_add_out(y_text)
+
+    def weights(
+        self,
+        attn: Any,
+        image: Tensor,
+        text: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """The softmax map; its queries are the image's alone where the text's result isn't used."""
+        query = joined(attn, "q", image, None if attn.context_pre_only else text)
+        key = joined(attn, "k", image, text)
+        if rotary is not None:
+            of_query = slice(key.shape[-2] - query.shape[-2], None)
+            query, key = rotate(query, Rotary(*rotary).at(of_query)), rotate(key, Rotary(*rotary))
+        return softmax_map(query, key, query.shape[-1] ** -0.5)
+
+
+def joined(attn: Any, role: Literal["q", "k", "v"], image: Tensor, text: Tensor | None) -> Tensor:
+    """Heads of text and image tokens, normalised, (batch, heads, tokens, channels)."""
+    parts = [_heads(attn, getattr(attn, f"to_{role}"), f"norm_{role}", image)]
+    if text is not None:
+        added = getattr(attn, f"add_{role}_proj")
+        parts.insert(0, _heads(attn, added, f"norm_added_{role}", text))
+    return torch.cat(parts, dim=-2)
+
+
+def _heads(attn: Any, projection: nn.Module, norm: str, x: Tensor) -> Tensor:
+    heads = split_heads(projection(x), attn.heads)
+    normalise = getattr(attn, norm, None)  # values have none
+    return heads if normalise is None else normalise(heads)
