@@ -6,6 +6,7 @@ convert(model, EDiT())           surgery on the weights
 heal(student, teacher=..., ...)  train what a conversion broke
 save(model, folder), load(folder)
 bench(pipe, {...})               gain and loss side by side
+fit(pipe, latency=3)             the best run-time methods under a budget
 with_tasks(pipe)                 pipe(..., task="edit", image=...)
 """
 
@@ -28,6 +29,7 @@ _WHERE = {
     "load": "pared.checkpoint",
     "heal": "pared.healing",
     "bill": "pared.bench.bill",
+    "fit": "pared.bench.fit",
     "with_tasks": "pared.tasks.pipeline",
 }
 

@@ -1,0 +1,116 @@
+"""The best way to run a pipeline under a budget: rounds, budgets, plans."""
+
+import json
+
+import pytest
+import torch
+
+import pared
+from pared.bench import fit as fitting
+from pared.bench import grid
+from pared.bench.fit import Budget, Trial, read_plan
+from pared.errors import InputError
+from pared.worlds import house
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    pipe = pared.load(house.folder_of("house:pixart"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_grid_names_attachable_methods_of_the_family(pipeline):
+    specs = grid.settings("pixart")
+    assert "re-ttention:keep=0.25" in specs
+    assert len(set(specs)) == len(specs)
+    stacks = grid.attachable(pipeline, ["re-ttention:keep=0.25", "re-ttention:keep=0.125"], True)
+    assert stacks == [("re-ttention:keep=0.25",), ("re-ttention:keep=0.125",)]
+    with pytest.raises(InputError, match="no run-time method for a pixart model"):
+        grid.settings("pixart", ["edit"])
+
+
+def test_quality_finds_the_fastest_that_keeps_it(pipeline):
+    told = []
+    found = pared.fit(
+        pipeline,
+        quality=20,
+        methods=["re-ttention"],
+        pictures=3,
+        num_inference_steps=8,
+        on_round=lambda alive, pictures: told.append((len(alive), pictures)),
+    )
+    assert found.complete and found.best.quality >= 20
+    assert [pictures for _, pictures in told] == [2, 1]
+    assert told[0][0] > told[1][0] >= 1
+    longest = [t for t in (found.base, *found.trials) if len(t.seconds) == 3]
+    keeping = [t for t in longest if t.quality >= 20]
+    assert found.best.time == min(t.time for t in keeping)
+    assert found.base.quality == fitting.PSNR_CAP
+
+
+def test_a_plan_paints_as_its_trial_did(pipeline, tmp_path):
+    found = pared.fit(
+        pipeline, latency=60, methods=["re-ttention"], pictures=1, num_inference_steps=6
+    )
+    path = found.save(tmp_path / "sub" / "plan.json")
+    assert read_plan(path) == (list(found.best.stack), found.best.steps)
+    assert json.loads(path.read_text())["budget"] == {"seconds": 60}
+    assert not list(path.parent.glob("*.part"))
+    # Time is no matter here: what is nearest to the whole model is the whole model.
+    assert found.best.stack == () and found.best.steps == 6
+
+
+def test_what_cannot_be_kept_is_said(pipeline):
+    with pytest.raises(InputError, match="nothing paints a picture in 1e-05 s: the fastest"):
+        pared.fit(
+            pipeline, latency=1e-5, methods=["re-ttention"], pictures=1, num_inference_steps=4
+        )
+    with pytest.raises(InputError, match="one of the two"):
+        pared.fit(pipeline)
+    with pytest.raises(InputError, match="one of the two"):
+        pared.fit(pipeline, latency=1, quality=30)
+
+
+def test_ctrl_c_keeps_what_was_found(pipeline):
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    found = pared.fit(
+        pipeline,
+        quality=1,
+        methods=["re-ttention"],
+        pictures=1,
+        num_inference_steps=4,
+        on_picture=stop,
+    )
+    assert not found.complete and found.best.seconds
+
+
+def test_the_room_beside_the_budget_shrinks():
+    trial = Trial((), 4, seconds=[1.2], decibels=[26.0])
+    assert not trial.keeps(Budget(seconds=1.0)) and trial.keeps(Budget(seconds=1.0), room=1)
+    assert not trial.keeps(Budget(seconds=1.0), room=0.5)
+    assert trial.keeps(Budget(decibels=30), room=1) and not trial.keeps(Budget(decibels=30), 0.5)
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"with": 3, "steps": "many"}'])
+def test_what_is_no_plan_is_refused(tmp_path, text):
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match="pared fit"):
+        read_plan(path)
+
+
+def test_trials_restore_the_pipeline(pipeline):
+    call = {"prompt": "red apple", "num_inference_steps": 4, "output_type": "pt"}
+    call["use_resolution_binning"] = False
+
+    def paint():
+        return pipeline(**call, generator=torch.Generator().manual_seed(0)).images
+
+    before = paint()
+    pared.fit(pipeline, quality=10, methods=["re-ttention"], pictures=1, num_inference_steps=4)
+    assert torch.equal(paint(), before)
