@@ -6,20 +6,22 @@ import re
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import record
 import torch
 from painting import painted
 
 import pared
-from pared import results
+from pared import anatomy, results
 from pared.bench.alignment import retrieval
 from pared.bench.distances import frechet, median_bandwidth, mmd
 from pared.bench.judge import judge_of
 from pared.checkpoint import load
 from pared.healing import heal, student_of, task_of
 from pared.layerwise import HeldOut
-from pared.method import denoiser, replace_denoiser
+from pared.method import denoiser, replace_denoiser, stack_of
+from pared.training import TrainingSettings, train
 from pared.worlds import emoji
 from pared.worlds.datasets import latents_of
 from pared.worlds.house import folder_of
@@ -103,31 +105,40 @@ class Bench:
             "machine": record.describe_machine(DEVICE),
         }
 
-    def path(self, spec: str, seed: int) -> Path:
+    def path(self, spec: str, seed: int, by_task: bool = False) -> Path:
         """Where the figures of a conversion are kept."""
-        return self.folder / f"{re.sub('[:=,]', '-', spec)}-{seed}.json"
+        how = "-task" if by_task else ""
+        return self.folder / f"{re.sub('[:=,]', '-', spec)}{how}-{seed}.json"
 
-    def healed(self, spec: str, seed: int) -> Figures:
-        """The figures of a conversion, healed with the budget that all share; kept once done."""
-        options, path = self.options, self.path(spec, seed)
+    def healed(self, spec: str, seed: int, by_task: bool = False) -> Figures:
+        """The figures of a conversion, healed with the budget that all share; kept once done.
+
+        Args:
+            spec: of the conversion.
+            seed: of its new weights and its training.
+            by_task: train it on the pictures alone, without the teacher.
+        """
+        options, path = self.options, self.path(spec, seed, by_task)
         if path.exists():
             return json.loads(path.read_text())
         torch.manual_seed(seed)
         student = pared.convert(student_of(self.teacher), pared.parse(spec))
         before = self.held_out.error(student.eval())
-        run = heal(
-            student,
-            self.teacher,
-            self.data,
-            path.with_suffix(""),
-            task=self.task,
-            steps=options.steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            warmup=10,
-            seed=seed,
-            precision="bf16",
-        )
+        budget: dict[str, Any] = {
+            "steps": options.steps,
+            "batch_size": options.batch_size,
+            "learning_rate": options.learning_rate,
+            "warmup": 10,
+            "seed": seed,
+            "precision": "bf16",
+        }
+        folder = path.with_suffix("")
+        if by_task:
+            trainable = stack_of(student)[-1].trainable(anatomy.of(student))
+            settings = TrainingSettings(trainable=trainable, **budget)
+            run = train(student, self.task, self.data, settings, folder)
+        else:
+            run = heal(student, self.teacher, self.data, folder, task=self.task, **budget)
         if not run.finished:
             raise SystemExit(130)
         figures = {"error before healing": before} | self.measure(student)

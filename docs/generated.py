@@ -94,6 +94,8 @@ def method(record: Info) -> str:
     effect = f"{outputs}; the model {trains}"
     if record.kind == "model":
         effect = "a model of its own, to be trained"
+    elif record.kind == "objective":
+        effect = "a way of training; the model stays what it is made of"
     facts = [
         ("Paper", _paper(record)),
         ("Class", f"`pared.{record.cls}`"),
@@ -211,7 +213,9 @@ def _commands(record: Info) -> list[str]:
         # Healing needs a pipeline, whose encoders make the data.
         heals = record.training and model in HOUSE.values()
         lines += [f"pared heal student --teacher {model} -o healed"] * heals
-        lines += [f"pared bench {model} --against {'healed' if heals else 'student'}"]
+        families = anatomy.families().values()
+        paints = any(f.kind == "denoiser" for f in families if f.name in record.families)
+        lines += [f"pared bench {model} --against {'healed' if heals else 'student'}"] * paints
     elif record.kind == "runtime":
         lines += [f'pared sample {model} "red apple" --with {slug} -o apple.png']
         lines += [f"pared bench {model} --with {slug}"]
@@ -221,7 +225,7 @@ def _commands(record: Info) -> list[str]:
 
 def _preset(record: Info) -> str | None:
     """A published model that the method serves."""
-    for name in presets.names():
+    for name in presets.names("denoiser"):
         preset = presets.get(name)
         family = anatomy.families().get(preset.denoiser.cls.rpartition(".")[2])
         if preset.hub and family is not None and family.name in record.families:
@@ -313,6 +317,16 @@ MEASURED = {
         "[taught all tasks](methods/multi-task-upcycling.md), [one pass]"
         "(methods/explicit-conditioning.md) per step, and attention linear in the tokens. These "
         "are multiply-adds and parameters; what is lost, training and the bench must show.",
+    ),
+    "caching": (
+        "Reuse, measured",
+        "Every setting that the [methods of reuse](reuse.md) name in their records, on the house "
+        "models. *PSNR* and *distance* (root of the mean squared difference, pictures in 0 to 1) "
+        "are to the pictures of the whole model from the same noise, so they say how much of its "
+        "result a method keeps, not how good the pictures are. Every row has its rival: the whole "
+        "model with the number of steps that costs as many multiply-adds. Shares are of the whole "
+        "run; times are those of a batch on the machine below, where the kernels are small and "
+        "what surrounds them weighs more than at full size.",
     ),
 }
 
