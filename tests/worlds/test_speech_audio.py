@@ -198,3 +198,45 @@ def test_silence_around_a_sound_is_trimmed():
     found = audio.trimmed(sound)
     assert len(tone) <= len(found) <= len(tone) + 2 * 0.03 * audio.RATE
     assert torch.equal(audio.trimmed(torch.zeros(100)), torch.zeros(100))
+
+
+# Block by block
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 15999])
+@pytest.mark.parametrize("size", [1, 1000, 40_000])
+def test_a_sound_that_comes_in_pieces_is_resampled_as_a_whole(rate, size):
+    noise = torch.randn(size * 3 if size == 1 else rate + 17, generator=torch.manual_seed(0))
+    resampler = audio.Resampler(rate)
+    found = torch.cat([*map(resampler, noise.split(size)), resampler.flush()])
+    # Rounding of sums over other numbers of rows.
+    torch.testing.assert_close(found, audio.resampled(noise, rate), rtol=0, atol=1e-5)
+
+
+def test_another_rate_may_be_wanted():
+    found = torch.cat(list(audio.read_blocks(content(TONE), 8000)))
+    torch.testing.assert_close(found, audio.resampled(torch.from_numpy(TONE), 16000, 8000))
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_a_file_block_by_block(rate, monkeypatch):
+    samples = np.random.default_rng(0).normal(0, 0.1, (20_000, 2))
+    stored = content(samples, "FLAC", rate, "PCM_24")
+    whole = audio.read(stored)
+    monkeypatch.setattr(audio, "BLOCK", 3000)
+    blocks = list(audio.read_blocks(stored))
+    assert max(map(len, blocks)) <= 3000 + 160 and len(blocks) == 8
+    torch.testing.assert_close(torch.cat(blocks), whole, rtol=0, atol=1e-5)
+
+
+def test_faults_show_where_they_are(monkeypatch):
+    monkeypatch.setattr(audio, "BLOCK", 1000)
+    bad = content(np.where(np.arange(8000) == 4000, np.nan, TONE))
+    blocks = audio.read_blocks(bad)
+    assert sum(len(next(blocks)) for _ in range(4)) == 4000
+    for told in (lambda: next(blocks), lambda: audio.check(bad)):
+        with pytest.raises(InputError, match=r"has a sample that is NaN .* at 0\.250 s"):
+            told()
+    with pytest.raises(InputError, match="is silent from beginning to end"):
+        audio.check(content(0 * TONE))
+    audio.check(content(TONE))

@@ -69,15 +69,31 @@ def bootstrap_interval(
     """
     values = _figures(values)
     n = len(values)
-    if n < 2 or not 0 < level < 1:
-        raise InputError(
-            f"an interval at level {level} over {n} values can't be had; "
-            "take at least 2 values and a level between 0 and 1."
-        )
+    _check_interval(n, level)
     means = [values[torch.randint(n, (n,), generator=generator)].mean() for _ in range(RESAMPLES)]
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.stack(means).quantile(tails).tolist()
-    return Interval(low, high)
+    return _between(torch.stack(means), level)
+
+
+def ratio_interval(
+    parts: torch.Tensor, wholes: torch.Tensor, generator: torch.Generator, level: float = 0.95
+) -> Interval:
+    """Percentile bootstrap interval of sum(parts) / sum(wholes), over 2,000 resamples of pairs.
+
+    Args:
+        parts: One figure per independent sample (n,), such as an utterance's errors; at least 2.
+        wholes: What each is a part of (n,), such as its words.
+        generator: Draws the resamples (a CPU generator).
+        level: Share of such intervals that hold the true ratio.
+
+    Returns:
+        The interval.
+    """
+    pairs = torch.stack([_figures(parts), _figures(wholes)])
+    n = pairs.shape[1]
+    _check_interval(n, level)
+    sums = [pairs[:, torch.randint(n, (n,), generator=generator)].sum(1) for _ in range(RESAMPLES)]
+    part, whole = torch.stack(sums).unbind(1)
+    return _between(part / whole, level)
 
 
 def paired_difference(
@@ -102,6 +118,21 @@ def paired_difference(
         )
     low, high = bootstrap_interval(a - b, generator, level)
     return Difference((a - b).mean().item(), low, high)
+
+
+def _check_interval(n: int, level: float) -> None:
+    if n < 2 or not 0 < level < 1:
+        raise InputError(
+            f"an interval at level {level} over {n} values can't be had; "
+            "take at least 2 values and a level between 0 and 1."
+        )
+
+
+def _between(resampled: torch.Tensor, level: float) -> Interval:
+    """The middle share of resampled figures."""
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = resampled.quantile(tails).tolist()
+    return Interval(low, high)
 
 
 def _figures(values: torch.Tensor) -> torch.Tensor:

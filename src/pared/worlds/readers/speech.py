@@ -156,6 +156,13 @@ class Corpus:
     def __len__(self) -> int:
         return len(self._recordings)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Samples of each recording at 16 kHz."""
+        from pared.worlds.speech.audio import RATE
+
+        return [-(-one.frames * RATE // one.rate) for one in self._recordings]
+
     def waveform(self, index: int) -> Tensor:
         """One recording, float32 (samples,) in [-1, 1], mono, at 16 kHz.
 
@@ -199,12 +206,12 @@ def _with_frames(recording: Recording, thorough: bool) -> Recording:
     try:
         content = recording.content()
         with audio.opened(content) as file:
-            frames = file.frames
+            frames, rate = file.frames, file.samplerate
         if thorough:
             audio.decoded(content)
     except audio.Unreadable as fault:
         return replace(recording, fault=str(fault))
-    return replace(recording, frames=frames)
+    return replace(recording, frames=frames, rate=rate)
 
 
 def _paired(one: Recording, other: Recording, name: str) -> Recording:

@@ -38,6 +38,7 @@ class Recording:
         speaker: who says it, if known.
         fault: what is wrong with it, as the end of a sentence that begins with its name.
         frames: samples at its own rate, once it has been examined.
+        rate: its own, once it has been examined.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Recording:
     speaker: str | None = None
     fault: str = ""
     frames: int = 0
+    rate: int = 0
 
 
 def is_librispeech(folder: Path) -> bool:

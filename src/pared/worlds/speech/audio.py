@@ -11,9 +11,11 @@ import os
 import secrets
 import struct
 import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,11 @@ from torch import Tensor
 from pared.errors import InputError
 from pared.worlds.optional import need
 
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
 RATE = 16000  # samples per second, everywhere
+BLOCK = 1 << 16  # samples that are taken from a file at a time
 
 # The low-pass filter of `resampled`: a windowed sinc.
 ZEROS = 32  # its zero crossings on either side
@@ -50,8 +56,43 @@ def read(source: str | Path | bytes) -> Tensor:
         InputError: the file is missing, empty, cut off, silent, no sound, or has NaN samples; or
             `soundfile` isn't installed.
     """
-    try:
+    with _refusing(source):
         return decoded(source)
+
+
+def check(source: str | Path | bytes) -> None:
+    """Read a recording once, for its faults.
+
+    Raises:
+        InputError: as `read`.
+    """
+    with _refusing(source), opened(source) as file:
+        for _ in _mono(file):
+            pass
+
+
+def read_blocks(source: str | Path | bytes, wanted: int = RATE) -> Iterator[Tensor]:
+    """As `read`, block by block, so that memory stays the same however long the recording is.
+
+    Args:
+        source: the file, or its content.
+        wanted: samples per second that come out.
+
+    Raises:
+        InputError: as `read`, at the block where it shows; `check` tells beforehand.
+    """
+    with _refusing(source), opened(source) as file:
+        resampler = Resampler(file.samplerate, wanted)
+        for block in _mono(file):
+            yield resampler(block)
+        yield resampler.flush()
+
+
+@contextmanager
+def _refusing(source: str | Path | bytes) -> Iterator[None]:
+    """Within the context a fault is told to the person who gave the recording."""
+    try:
+        yield
     except Unreadable as fault:
         name = "the recording" if isinstance(source, bytes) else repr(str(source))
         raise InputError(f"{name} {fault}; give a whole recording that can be heard.") from fault
@@ -64,22 +105,35 @@ def decoded(source: str | Path | bytes) -> Tensor:
         Unreadable: instead of InputError, for callers who have more to say.
     """
     with opened(source) as file:
+        return resampled(torch.cat(list(_mono(file))), file.samplerate)
+
+
+def _mono(file: SoundFile) -> Iterator[Tensor]:
+    """An opened sound block by block, (samples,) at its own rate.
+
+    Raises:
+        Unreadable: damaged or cut off, a sample that is no number, or nothing but silence.
+    """
+    taken, loudest = 0, 0.0
+    while True:
         try:
-            frames = file.read(dtype="float32", always_2d=True)
+            frames = file.read(BLOCK, dtype="float32", always_2d=True)
         except RuntimeError as error:
             raise Unreadable("is damaged") from error
-        # The length of an MP3 can be an estimate.
-        if len(frames) < file.frames * (0.98 if file.format == "MP3" else 1):
-            raise Unreadable(f"is cut off after {len(frames)} of {file.frames} samples")
-        rate = file.samplerate
-    waveform = torch.from_numpy(frames).mean(dim=1)
-    finite = waveform.isfinite()
-    if not finite.all():
-        second = finite.logical_not().nonzero()[0].item() / rate
-        raise Unreadable(f"has a sample that is NaN or infinite, at {second:.3f} s")
-    if waveform.abs().amax() < SILENCE:
+        if not len(frames):
+            break
+        block = torch.from_numpy(frames).mean(dim=1)
+        if not (finite := block.isfinite()).all():
+            second = (taken + int((~finite).nonzero()[0])) / file.samplerate
+            raise Unreadable(f"has a sample that is NaN or infinite, at {second:.3f} s")
+        taken += len(block)
+        loudest = max(loudest, float(block.abs().amax()))
+        yield block
+    # The length of an MP3 can be an estimate.
+    if taken < file.frames * (0.98 if file.format == "MP3" else 1):
+        raise Unreadable(f"is cut off after {taken} of {file.frames} samples")
+    if loudest < SILENCE:
         raise Unreadable("is silent from beginning to end")
-    return resampled(waveform, rate)
 
 
 def opened(source: str | Path | bytes):
@@ -204,23 +258,59 @@ def resampled(waveform: Tensor, rate: int, wanted: int = RATE) -> Tensor:
     Returns:
         (samples * wanted / rate rounded up,); sample n is the filtered sound at n / wanted seconds.
     """
-    if rate == wanted or not len(waveform):
+    if rate == wanted:
         return waveform
-    common = math.gcd(rate, wanted)
-    up, down = wanted // common, rate // common
-    kernels = _polyphase(up, down)
-    before = -kernels[0][0]
-    width = before + kernels[-1][0] + len(kernels[-1][1])
-    length = -(-len(waveform) * up // down)
-    blocks = -(-length // up)
-    # Block q of `up` samples out is made of those from `before` ahead of q * down on.
-    after = (blocks - 1) * down + width - before - len(waveform)
-    frames = F.pad(waveform, (before, max(0, after))).unfold(0, width, down)[:blocks]
-    out = [
-        torch.cat([part[:, before + at :][:, : len(k)] @ k for at, k in kernels], dim=1).flatten()
-        for part in frames.split(max(1, 2**22 // width))  # bounds the memory
-    ]
-    return torch.cat(out)[:length]
+    resampler = Resampler(rate, wanted)
+    return torch.cat([resampler(waveform), resampler.flush()])
+
+
+class Resampler:
+    """Brings a sound that comes piece by piece to another rate, as `resampled` does the whole.
+
+    Args:
+        rate: samples per second that come in.
+        wanted: that come out.
+    """
+
+    def __init__(self, rate: int, wanted: int = RATE) -> None:
+        common = math.gcd(rate, wanted)
+        self.up, self.down = wanted // common, rate // common
+        self.kernels = _polyphase(self.up, self.down)
+        # Block q of `up` samples out is made of those from `before` ahead of q * down on.
+        self.before = -self.kernels[0][0]
+        self.width = self.before + self.kernels[-1][0] + len(self.kernels[-1][1])
+        self.waiting = torch.zeros(self.before)
+        self.taken = self.given = 0
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        """What can be given out after these samples; both float (samples,)."""
+        self.taken += len(samples)
+        self.waiting = torch.cat([self.waiting, samples])
+        return self._made((len(self.waiting) - self.width) // self.down + 1)
+
+    def flush(self) -> Tensor:
+        """The rest, once nothing more comes."""
+        length = -(-self.taken * self.up // self.down) - self.given
+        blocks = -(-length // self.up)
+        missing = (blocks - 1) * self.down + self.width - len(self.waiting)
+        self.waiting = F.pad(self.waiting, (0, max(0, missing)))
+        return self._made(blocks)[:length]
+
+    def _made(self, blocks: int) -> Tensor:
+        """So many blocks out, (blocks * up,)."""
+        if blocks < 1:
+            return torch.empty(0)
+        frames = self.waiting.unfold(0, self.width, self.down)[:blocks]
+        out = [
+            torch.cat(
+                [part[:, self.before + at :][:, : len(k)] @ k for at, k in self.kernels], dim=1
+            ).flatten()
+            for part in frames.split(max(1, 2**22 // self.width))  # bounds the memory
+        ]
+        # A copy, or a view would hold on to all that came.
+        self.waiting = self.waiting[blocks * self.down :].clone()
+        self.given += blocks * self.up
+        return torch.cat(out)
 
 
 @cache
@@ -231,6 +321,8 @@ def _polyphase(up: int, down: int) -> list[tuple[int, Tensor]]:
         For each group where the samples begin that it is made of, counted from where the block
         does, and their weights, (samples in, samples out).
     """
+    if up == down:
+        return [(0, torch.ones(1, 1))]
     cutoff = ROLLOFF * min(1.0, up / down)  # of half the rate that comes in
     half = math.ceil(ZEROS / cutoff)
     kernels = []

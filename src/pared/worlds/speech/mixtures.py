@@ -61,6 +61,8 @@ class Mixing:
     enrolment_seconds: Range = (3.0, 10.0)
     enrolment_noise: float = 0.3
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's own form)
+
     def __post_init__(self) -> None:
         for name in ("interferers", "sir", "snr", "t60", "level", "enrolment_seconds"):
             bounds = getattr(self, name)

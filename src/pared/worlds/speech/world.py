@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -90,6 +91,21 @@ def load(
     """
     wanted = requests(kind, split, count, seed, synthesizers)
     return _read(wanted, voices.speak_all(wanted, _cache() if folder is None else Path(folder)))
+
+
+def joined(parts: Sequence[Speech]) -> Speech:
+    """Several sets of utterances one after another as one."""
+    import torch
+
+    if len(parts) == 1:
+        return parts[0]
+    return Speech(
+        samples=torch.cat([part.samples for part in parts]),
+        lengths=[length for part in parts for length in part.lengths],
+        transcripts=[text for part in parts for text in part.transcripts],
+        speakers=[speaker for part in parts for speaker in part.speakers],
+        digest=hashlib.sha256("-".join(part.digest for part in parts).encode()).hexdigest()[:16],
+    )
 
 
 def requests(

@@ -1,0 +1,235 @@
+"""What the frames of a converted encoder hear: padding, chunks, and the past of a stream.
+
+An encoder that attends to whole utterances can be trained to work on streams as well (Dynamic Chunk
+Training, as in arXiv 2409.07165): now and then the frames are cut into chunks, and a frame hears
+its own chunk and some before it. Such a mask costs as much as hearing all; a stream, which gives
+the same, takes chunk after chunk and remembers of the past what its layers need.
+
+`set_chunks` is the mask, `EncoderStream` the stream. A conversion with `streaming` draws new chunks
+for every training batch.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pared import anatomy
+from pared.anatomy.speech import Frames, SpeechEncoder
+from pared.errors import InputError
+from pared.nn.summary_mixing import chunk_mask
+
+# Dynamic Chunk Training as the streaming paper has it, in frames and chunks.
+CHUNKED = 0.6
+CHUNK = (8, 32)
+LIMITED = 0.75
+LEFT = (2, 32)
+
+
+class Hearing:
+    """How far frames hear, known to all converted layers of a model.
+
+    It is itself a forward pre-hook of the encoder, which draws chunks in training.
+
+    Args:
+        frames: which frames of a call are real.
+
+    Attributes:
+        chunk: frames of a chunk; None: all frames hear all.
+        left: chunks that a frame hears before its own; None: all.
+        draws: whether chunks are drawn anew at every call in training.
+        kept: what the layers remember of the stream that is running, by path; None where none is.
+        seen: frames of that stream before the call.
+    """
+
+    def __init__(self, frames: Frames) -> None:
+        self.frames = frames
+        self.chunk: int | None = None
+        self.left: int | None = None
+        self.draws = False
+        self.kept: dict[str, Any] | None = None
+        self.seen = 0
+
+    def __call__(self, module: nn.Module, args: tuple) -> None:
+        if self.draws:
+            self.chunk, self.left = drawn_chunks() if module.training else (None, None)
+
+    @property
+    def valid(self) -> Tensor | None:
+        """(batch, frames) of the running call, True where a frame is real; None if all are."""
+        return self.frames.valid
+
+    def visible(self, x: Tensor) -> Tensor | None:
+        """Which frame (row) hears which, (frames, frames), of x (batch, frames, width).
+
+        None where all hear all.
+        """
+        if self.chunk is None:
+            return None
+        return chunk_mask(torch.arange(x.shape[1], device=x.device) // self.chunk, self.left)
+
+    def kept_chunks(self, chunks: tuple) -> tuple:
+        """Of what a layer keeps of each chunk so far, what those to come hear."""
+        return chunks if self.left is None else chunks[max(0, len(chunks) - self.left) :]
+
+
+def hearing_of(model: nn.Module) -> Hearing:
+    """The `Hearing` of a model, the same at every call."""
+    inner = cast(Any, anatomy.unwrap(model))
+    if not hasattr(inner, "pared_hearing"):
+        family = _encoder(inner)
+        inner.pared_hearing = Hearing(family.frames())
+        encoder = inner.get_submodule(family.encoder)
+        encoder.register_forward_pre_hook(inner.pared_hearing)
+    return inner.pared_hearing
+
+
+def set_chunks(model: nn.Module, chunk: int | None, left: int | None = None) -> None:
+    """Let the converted layers of an encoder hear in chunks, from the next call on.
+
+    Args:
+        model: converted by a method of this folder.
+        chunk: frames of a chunk; None: all frames hear all.
+        left: chunks that a frame hears before its own; None: all.
+
+    Raises:
+        InputError: a number that can't be, or a model without converted layers.
+    """
+    if (chunk is not None and chunk < 1) or (left is not None and left < 0):
+        raise InputError(
+            f"chunks of {chunk} frames with {left} before each can't be; give at least 1 and 0, "
+            "or None."
+        )
+    if not hasattr(anatomy.unwrap(model), "pared_hearing"):
+        raise InputError(
+            f"the layers of this {type(anatomy.unwrap(model)).__name__} hear all frames; convert "
+            "it first, e.g. pared.convert(model, SummaryMixing())."
+        )
+    hearing = hearing_of(model)
+    hearing.chunk, hearing.left = chunk, left
+
+
+def drawn_chunks(generator: torch.Generator | None = None) -> tuple[int | None, int | None]:
+    """Chunk and left context of one training batch, as the streaming paper draws them.
+
+    With probability 0.6 chunks of 8 to 32 frames, and then with 0.75 only 2 to 32 chunks before
+    each; frames are those of 40 ms.
+
+    Args:
+        generator: of random numbers (CPU); None is torch's own.
+    """
+    chunked, limited = torch.rand(2, generator=generator).tolist()
+    if chunked >= CHUNKED:
+        return None, None
+    chunk, left = (
+        int(torch.randint(low, high + 1, (), generator=generator)) for low, high in (CHUNK, LEFT)
+    )
+    return chunk, left if limited < LIMITED else None
+
+
+def _encoder(model: nn.Module) -> SpeechEncoder:
+    family = anatomy.of(model)
+    if not isinstance(family, SpeechEncoder):
+        raise family.refuse("a stream of frames", f"it is a {family.kind}.")
+    return family
+
+
+# Convolutions -------------------------------------------------------------------------------------
+
+
+class FrameConvolution(nn.Module):
+    """A depthwise convolution over frames that hears no padding, and no chunk behind its own.
+
+    Dynamic Chunk Convolution: in front of a chunk's first frame stand the last ones of the chunk
+    before, behind its last frame zeros.
+
+    Args:
+        conv: what it replaces, with an odd kernel and as many outputs as inputs; its weights are
+            taken over.
+        hearing: of the model.
+        path: under which it keeps what it remembers.
+    """
+
+    def __init__(self, conv: nn.Conv1d, hearing: Hearing, path: str) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.hearing, self.path = hearing, path
+        self.reach = conv.kernel_size[0] // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, frames) to the same shape."""
+        hearing, reach = self.hearing, self.reach
+        if hearing.valid is not None:
+            x = x * hearing.valid.unsqueeze(1).to(x.dtype)
+        if hearing.kept is not None:
+            before = hearing.kept.get(self.path)
+            x = F.pad(x, (reach, 0)) if before is None else torch.cat([before, x], dim=-1)
+            hearing.kept[self.path] = x[..., x.shape[-1] - reach :]
+            return self._convolved(F.pad(x, (0, reach)))
+        if hearing.chunk is None:
+            return self._convolved(F.pad(x, (reach, reach)))
+        return self._chunked(x, hearing.chunk)
+
+    def _chunked(self, x: Tensor, chunk: int) -> Tensor:
+        frames = x.shape[-1]
+        x = F.pad(x, (self.reach, -frames % chunk))
+        chunks = x.unfold(-1, self.reach + chunk, chunk)  # (batch, channels, chunks, frames of one)
+        y = self._convolved(F.pad(chunks.transpose(1, 2).flatten(0, 1), (0, self.reach)))
+        return y.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2)[..., :frames]
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        return F.conv1d(x, self.weight, self.bias, groups=len(self.weight))
+
+
+# The stream ---------------------------------------------------------------------------------------
+
+
+class EncoderStream:
+    """A batch of utterances through a converted encoder, chunk after chunk.
+
+    What it gives is what the encoder gives for all frames at once under `set_chunks`, where the
+    chunks are those of the mask; without a limit to the left they may be of any lengths.
+
+    Args:
+        model: all attentions and convolutions of its encoder converted by methods of this folder.
+
+    Raises:
+        InputError: a layer isn't converted, or the encoder can't work on streams.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        family = _encoder(model)
+        if family.whole:
+            raise family.refuse("a stream of frames", f"{family.whole}.")
+        for site in family.sites("self_attention", "convolution"):
+            path = f"{site.path}.{family.convolution}" if site.kind == "convolution" else site.path
+            if not hasattr(family.model.get_submodule(path), "hearing"):
+                raise InputError(
+                    f"{path} hears the whole utterance; convert all layers of the encoder before "
+                    "streaming."
+                )
+        self._encoder = family.model.get_submodule(family.encoder)
+        self._hearing = hearing_of(model)
+        self._kept: dict[str, Any] = {}
+        self._seen = 0
+
+    def __call__(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What the encoder makes of the next frames.
+
+        Args:
+            x: (batch, frames, width), as the encoder's first block gets them.
+            valid: (batch, frames), True where a frame is real; None if all are.
+
+        Returns:
+            (batch, frames, width).
+        """
+        hearing = self._hearing
+        hearing.kept, hearing.seen = self._kept, self._seen
+        try:
+            # A copy, since the encoder writes zeros where frames are padded.
+            output = self._encoder(x.clone(), attention_mask=valid)
+        finally:
+            hearing.kept, hearing.seen = None, 0
+        self._seen += x.shape[1]
+        return output.last_hidden_state

@@ -1,0 +1,186 @@
+"""A recogniser: a CTC model of transformers, what makes its inputs, and what names its classes."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pared import checkpoint
+from pared.errors import InputError
+from pared.objectives.ctc import frame_lengths
+
+# The share of a second that any model makes a frame of; shorter sounds are padded.
+SHORTEST = 0.2
+# A weight that only training uses; published models often lack it.
+UNUSED = "masked_spec_embed"
+# How a piece of a word tells that it begins one, where words aren't delimited.
+WORD_BEGINS = "\u2581"
+
+
+@dataclass(frozen=True)
+class Recogniser:
+    """What it takes to get from a sound to scores of labels.
+
+    Attributes:
+        model: a transformers `...ForCTC`.
+        extractor: the feature extractor that goes with it.
+        tokenizer: the tokenizer that goes with it.
+    """
+
+    model: Any
+    extractor: Any
+    tokenizer: Any
+
+    @property
+    def rate(self) -> int:
+        """Samples per second that the model was trained at."""
+        return int(self.extractor.sampling_rate)
+
+    @property
+    def blank(self) -> int:
+        """The class of CTC's blank."""
+        return int(self.model.config.pad_token_id)
+
+    @cached_property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        if self.model.main_input_name == "input_values":
+            return int(self.model.config.inputs_to_logits_ratio)
+        # Features come every 10 ms; how many of them make a frame, two lengths tell.
+        sounds = [torch.zeros(seconds * self.rate) for seconds in (8, 40)]
+        short, long = frame_lengths(self.model, self.inputs(sounds)["input_lengths"]).tolist()
+        step = self.rate // 100
+        return round(32 * self.rate / (long - short) / step) * step
+
+    def inputs(self, sounds: list[Tensor]) -> dict[str, Tensor]:
+        """What the model reads of sounds, float (samples,) each at `rate`; see `CTC`."""
+        found = self.extractor(
+            [sound.numpy() for sound in sounds],
+            sampling_rate=self.rate,
+            padding=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        name = self.model.main_input_name
+        mask = found["attention_mask"].long()
+        batch = {name: found[name], "input_lengths": mask.sum(dim=-1)}
+        # Models with a group norm were trained without.
+        return batch | ({"attention_mask": mask} if self.extractor.return_attention_mask else {})
+
+    @torch.inference_mode()
+    def scores(self, sound: Tensor) -> Tensor:
+        """Logarithmic probabilities of all classes in all frames, (frames, classes), on the CPU.
+
+        Args:
+            sound: float (samples,) at `rate`.
+        """
+        missing = round(SHORTEST * self.rate) - len(sound)
+        batch = self.inputs([F.pad(sound, (0, max(0, missing)))])
+        batch.pop("input_lengths")
+        weights = next(self.model.parameters())
+        given = {
+            name: value.to(weights.device, weights.dtype if value.is_floating_point() else None)
+            for name, value in batch.items()
+        }
+        logits: Tensor = self.model.eval()(**given).logits[0]
+        return logits.float().log_softmax(dim=-1).cpu()
+
+    def save(self, folder: str | Path) -> None:
+        """Write an ordinary transformers folder; a converted model gets its `pared.json`."""
+        if getattr(self.model, "pared_stack", None):
+            checkpoint.save(self.model, folder)
+        else:
+            self.model.save_pretrained(folder)
+        self.extractor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> Recogniser:
+    """A saved CTC model with its feature extractor and tokenizer, in eval mode.
+
+    Args:
+        folder: of transformers, or of pared where the model was converted.
+        device: where to put the weights.
+
+    Raises:
+        InputError: there is none, it's no CTC model, or a part is missing or damaged.
+    """
+    from transformers import AutoFeatureExtractor, AutoTokenizer
+
+    folder = Path(folder)
+    check_folder(folder)
+    model = _model(folder).to(device).eval()
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError):
+        raise InputError(
+            f"{folder} lacks the feature extractor or the tokenizer of its model; copy the whole "
+            "folder."
+        ) from None
+    _check_words(folder, tokenizer)
+    return Recogniser(model, extractor, tokenizer)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no CTC model, before any library is loaded for it.
+
+    Raises:
+        InputError: there is no such folder, or something else in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {str(folder)!r}; give a saved CTC model.")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder} is no model ({_first_line(error)}); give a CTC model."
+        ) from None
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES as CTC
+
+    if config.get("model_type") not in CTC:
+        kind = config.get("model_type") or config.get("_class_name")
+        raise InputError(
+            f"{folder} holds a {kind}, which is no CTC model; there are {', '.join(CTC)}."
+        )
+
+
+def _model(folder: Path) -> Any:
+    """The model with all its weights; `from_pretrained` would fill missing ones at random."""
+    from transformers import AutoModelForCTC
+
+    if (folder / checkpoint.SIDECAR).exists():
+        return checkpoint.load(folder)
+    try:
+        model, told = AutoModelForCTC.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"{folder} can't be opened as a CTC model: {_first_line(error)}."
+        ) from None
+    lost = sorted(name for name in told["missing_keys"] if not name.endswith(UNUSED))
+    if lost:
+        raise InputError(
+            f"{folder} lacks the weight {lost[0]!r}; give a model that was trained with CTC, whole."
+        )
+    return model
+
+
+def _check_words(folder: Path, tokenizer: Any) -> None:
+    delimited = getattr(tokenizer, "word_delimiter_token", None)
+    if not delimited and not any(name.startswith(WORD_BEGINS) for name in tokenizer.get_vocab()):
+        raise InputError(
+            f"the tokenizer in {folder} tells words apart neither by a delimiter nor by "
+            f"{WORD_BEGINS!r}; give a model whose tokenizer does."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")

@@ -1,0 +1,130 @@
+"""A recogniser by a recipe: what `pared train` does where the data are transcripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import transformers
+from transformers import SequenceFeatureExtractor
+
+from pared.errors import InputError
+from pared.method import convert, parse
+from pared.objectives.ctc import CTC
+from pared.speech.recognition.data import RecognitionData, characters_of
+from pared.speech.recognition.filterbank import start_as_filterbank
+from pared.speech.recognition.model import Recogniser, check_folder, load
+from pared.speech.recognition.vocabulary import characters_in, tokenizer_of
+from pared.training import train
+from pared.worlds.house import folder_of
+from pared.worlds.speech.characters import BLANK, Characters
+from pared.worlds.speech.data import TranscriptData
+from pared.worlds.speech.sources import check_counts, utterances
+
+if TYPE_CHECKING:
+    from pared.method import Conversion
+    from pared.recipe import ModelTable, Recipe
+
+# Makes a model of random weights from a recipe's table.
+Build = Callable[["ModelTable"], Any]
+
+
+def check(recipe: Recipe, model_class: Any) -> None:
+    """Refuse what can be refused before any utterance is spoken or read.
+
+    Args:
+        recipe: whose data are transcripts.
+        model_class: that it names; None where it starts from a folder.
+
+    Raises:
+        InputError: the message names what can't be.
+    """
+    check_counts(recipe.data.source, recipe.data.utterances)
+    if model_class is None:
+        check_folder(Path(folder_of(str(recipe.model.from_))))
+        return
+    if not model_class.__name__.endswith("ForCTC"):
+        raise InputError(
+            f"{recipe.model.class_} is not trained with CTC; give a class such as "
+            "transformers.Wav2Vec2ConformerForCTC."
+        )
+    made = extractor_of(recipe.data.extractor).model_input_names
+    if (reads := model_class.main_input_name) not in made:
+        raise InputError(
+            f"{recipe.model.class_} reads {reads}, which {recipe.data.extractor} doesn't make; "
+            "name its own in data.extractor."
+        )
+
+
+def run(recipe: Recipe, folder: Path, build: Build) -> Recogniser | None:
+    """Train, and save an ordinary transformers folder with extractor and tokenizer.
+
+    Args:
+        recipe: whose data are transcripts.
+        folder: see `pared.recipe.run`.
+        build: see `Build`.
+
+    Returns:
+        The recogniser, or None when the run was interrupted.
+    """
+    table = recipe.data
+    said = utterances(table.source, table.split, table.utterances, table.on_bad)
+    if recipe.model.from_:
+        recogniser = converted(load(folder_of(recipe.model.from_)), recipe.model)
+        classes = recogniser.model.config.vocab_size
+        characters = characters_in(recogniser.tokenizer, classes)
+    else:
+        characters = characters_of(table.source, said)
+        recogniser = started(recipe.model, build, extractor_of(table.extractor), characters)
+    heard = TranscriptData(said, characters, snr=table.snr)
+    data = RecognitionData(heard, recogniser, list(said.lengths))
+    data.leave_out_unsayable(table.source, table.on_bad)
+    for number, stage in enumerate(recipe.stages, start=1):
+        place = folder / f"stage-{number}"
+        if not train(recogniser.model, CTC(), data, stage.training, place).finished:
+            return None
+    recogniser.save(folder / "model")
+    return recogniser
+
+
+def started(table: ModelTable, build: Build, extractor: Any, characters: Characters) -> Recogniser:
+    """A recogniser of random weights, converted by the methods that the table names.
+
+    Args:
+        table: the class and its configuration, without what follows from the alphabet.
+        build: see `Build`.
+        extractor: what makes its inputs.
+        characters: the alphabet.
+    """
+    classes = {"vocab_size": len(characters), "pad_token_id": BLANK}
+    model = build(table.model_copy(update={"config": table.config | classes}))
+    if model.main_input_name == "input_values":
+        start_as_filterbank(model, extractor.sampling_rate)
+    return converted(Recogniser(model, extractor, tokenizer_of(characters)), table)
+
+
+def converted(recogniser: Recogniser, table: ModelTable) -> Recogniser:
+    """The same with the methods that a recipe's table names, their new weights from its seed."""
+    torch.manual_seed(table.seed)
+    methods = [cast("Conversion", parse(spec)) for spec in table.methods]
+    if methods:
+        convert(recogniser.model, *methods)
+    return recogniser
+
+
+def extractor_of(path: str) -> Any:
+    """A feature extractor of transformers with its usual settings, and masks for the padding.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    library, _, name = path.rpartition(".")
+    found = getattr(transformers, name, None) if library == "transformers" else None
+    if not isinstance(found, type) or not issubclass(found, SequenceFeatureExtractor):
+        raise InputError(
+            f"there is no feature extractor {path!r}; give one such as "
+            "transformers.Wav2Vec2FeatureExtractor."
+        )
+    return cast(Any, found)(return_attention_mask=True)

@@ -1,0 +1,230 @@
+"""Recipes of kind transcripts: on a corpus of tones, over waveforms and log-mel, and converted."""
+
+import json
+import os
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+import pared
+from pared import recipe
+from pared.errors import InputError
+from pared.speech.recognition import load, transcribe
+from pared.training import loop
+from pared.worlds import speech
+from tests.worlds.tones import Tones
+
+soundfile = pytest.importorskip("soundfile")
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+MINI = RECIPES / "recognition" / "mini.toml"
+SHORT = [f"stages.0.training.{x}" for x in ("steps=3", "batch_size=4", "warmup=1", "log_every=1")]
+SMALL = [
+    f"model.config.{x}" for x in ("hidden_size=32", "intermediate_size=32", "num_hidden_layers=1")
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Twelve tones laid out as LibriSpeech is."""
+    place, tones = tmp_path_factory.mktemp("corpus"), Tones()
+    chapter = place / "train" / "7" / "1"
+    chapter.mkdir(parents=True)
+    lines = [f"7-1-{n:04} {text.upper()}" for n, text in enumerate(tones.transcripts)]
+    (chapter / "7-1.trans.txt").write_text("\n".join(lines) + "\n")
+    for n in range(len(tones)):
+        soundfile.write(chapter / f"7-1-{n:04}.flac", tones.waveform(n).numpy(), 16000)
+    return place
+
+
+def planned(corpus, *changes, short=SHORT):
+    return recipe.read(MINI, [f"data.source={corpus}", *short, *SMALL, *changes])
+
+
+@contextmanager
+def interruption(at):
+    """Ctrl-C in the middle of a step."""
+    step = loop._Run.one_step
+
+    def interrupted(self, number):
+        if number == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, "one_step", interrupted)
+        yield
+
+
+def test_what_is_trained_is_an_ordinary_folder(corpus, tmp_path):
+    trained = recipe.run(planned(corpus), tmp_path)
+    assert {p.name for p in (tmp_path / "model").iterdir()} >= {
+        "config.json", "model.safetensors", "vocab.json", "tokenizer_config.json",
+    }  # fmt: skip
+    again, tone = load(tmp_path / "model"), Tones().waveform(0)
+    assert torch.equal(again.scores(tone), trained.scores(tone))
+    vocabulary = json.loads((tmp_path / "model" / "vocab.json").read_text())
+    # The letters of this corpus, and of no other.
+    assert set(vocabulary) == {"<pad>", "|", *"abcdefghijklnot"}
+    assert again.model.config.vocab_size == len(vocabulary)
+    log = [json.loads(x) for x in (tmp_path / "stage-1" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3] and "ctc" in log[-1]
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(corpus, tmp_path):
+    """With dropout, SpecAugment and batch statistics, all of which must come back."""
+    plan = planned(corpus, "model.config.hidden_dropout=0.1", "model.config.mask_time_prob=0.3")
+    whole = recipe.run(plan, tmp_path / "whole")
+    with interruption(at=1):
+        assert recipe.run(plan, tmp_path / "parts") is None
+    assert not (tmp_path / "parts" / "model").exists()
+    parts = recipe.run(plan, tmp_path / "parts")
+    one, other = whole.model.state_dict(), parts.model.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_over_log_mel_features(corpus, tmp_path):
+    changes = [
+        "model.class=transformers.Wav2Vec2BertForCTC",
+        'model.config={"hidden_size"=32, "intermediate_size"=32, "num_hidden_layers"=1,'
+        ' "num_attention_heads"=2}',
+        "data.extractor=transformers.SeamlessM4TFeatureExtractor",
+    ]
+    plan = recipe.read(MINI, [f"data.source={corpus}", *SHORT, *changes])
+    trained = recipe.run(plan, tmp_path)
+    tone = Tones().waveform(3)
+    assert torch.equal(load(tmp_path / "model").scores(tone), trained.scores(tone))
+
+
+@pytest.mark.parametrize("method", ["rope-asr", "summarymixing-asr"])
+def test_with_another_mixer(method, tmp_path, corpus):
+    plan = recipe.read(RECIPES / method / "mini.toml", [f"data.source={corpus}", *SHORT, *SMALL])
+    trained = recipe.run(plan, tmp_path)
+    assert [m.info.slug for m in pared.method.stack_of(trained.model)] == [method]
+    again, tone = load(tmp_path / "model"), Tones().waveform(0)
+    assert [m.info.slug for m in pared.method.stack_of(again.model)] == [method]
+    torch.testing.assert_close(again.scores(tone), trained.scores(tone), rtol=0, atol=1e-5)
+
+
+def test_going_on_from_a_recogniser(corpus, tmp_path):
+    recipe.run(planned(corpus), tmp_path / "first")
+    path = tmp_path / "on.toml"
+    path.write_text(f"""
+name = "on"
+[model]
+from = "{tmp_path / "first" / "model"}"
+methods = ["rope-asr"]
+[data]
+kind = "transcripts"
+source = "{corpus}"
+snr = [0, 10]
+[objective]
+name = "ctc"
+[[stages]]
+training = {{ steps = 2, batch_size = 4 }}
+""")
+    trained = recipe.run(recipe.read(path), tmp_path / "on")
+    vocabulary = [
+        (tmp_path / name / "model" / "vocab.json").read_text() for name in ("first", "on")
+    ]
+    assert vocabulary[0] == vocabulary[1]
+    assert [m.info.slug for m in pared.method.stack_of(trained.model)] == ["rope-asr"]
+
+
+def test_utterances_too_short_for_their_words(corpus, tmp_path):
+    slow = "model.config.conv_stride=[40, 4, 20]"  # a frame in 200 ms
+    with pytest.raises(InputError, match=r"12 of 12 items .*'TONE A' \(needs 6 frames and has 4\)"):
+        recipe.run(planned(corpus, slow), tmp_path)
+
+
+BAD = [
+    ("data.source=emoji", "emoji say nothing; give a source such as speech:sentences"),
+    ("data.kind=images", "kind 'transcripts' goes with the objective 'ctc'"),
+    ("stages.0.size=64", "of sound none"),
+    ("data.snr=5", r"data.snr: Input should be a valid tuple"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), BAD)
+def test_bad_recipes_are_refused_in_a_sentence(change, told):
+    with pytest.raises(InputError, match=told):
+        recipe.read(MINI, [change])
+
+
+WRONG = [
+    ("data.source=speech:songs", r"'speech:songs' names no kind of the speech world; write speech"),
+    ("data.source=nowhere", "there are no transcripts at 'nowhere'"),
+    ("model.class=transformers.Wav2Vec2ConformerModel", "is not trained with CTC"),
+    ("data.extractor=transformers.WhisperModel", "there is no feature extractor 'transformers.W"),
+    ("data.extractor=os.system", "there is no feature extractor 'os.system'"),
+    ("data.utterances={songs=3}", "data.utterances counts 'songs', which data.source='speech:dig"),
+    (
+        "data.extractor=transformers.SeamlessM4TFeatureExtractor",
+        "reads input_values, which transformers.SeamlessM4TFeatureExtractor doesn't make",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), WRONG)
+def test_what_only_the_libraries_can_tell(change, told):
+    with pytest.raises(InputError, match=told):
+        recipe.check(recipe.read(MINI, [change]))
+
+
+def test_all_parts_of_a_corpus(corpus):
+    from pared.worlds.speech.sources import utterances
+
+    assert (
+        len(utterances(str(corpus), "all", {})) == len(utterances(str(corpus), "train", {})) == 12
+    )
+    with pytest.raises(InputError, match="no transcripts in a part 'test'"):
+        utterances(str(corpus), "test", {})
+
+
+def test_the_house_recogniser_is_small_enough_to_ship():
+    from pared.speech.recognition.training import extractor_of, started
+    from pared.worlds.speech.characters import Characters
+
+    for name in ("conformer", "conformer-long"):
+        plan = recipe.read(RECIPES / "house" / f"{name}.toml")
+        extractor = extractor_of(plan.data.extractor)
+        found = started(plan.model, recipe.build, extractor, Characters())
+        count = sum(x.numel() for x in found.model.state_dict().values())
+        assert 2 * count < 8 * 2**20  # bytes in half precision
+        assert found.hop == 320
+
+
+def test_several_kinds_of_the_speech_world_are_one(monkeypatch):
+    from pared.worlds.speech.sources import utterances
+
+    def load(kind, split, count):
+        torch.manual_seed(len(kind))
+        lengths = [100 * n + len(kind) for n in range(1, count + 1)]
+        said = [f"{kind} {split}"] * count
+        samples = torch.randint(-99, 99, (sum(lengths),), dtype=torch.int16)
+        return speech.Speech(samples, lengths, said, ["someone"] * count, kind)
+
+    monkeypatch.setattr(speech, "load", load)
+    both = utterances("speech:digits+commands", "train", {"commands": 3, "digits": 3})
+    one, other = load("digits", "train", 3), load("commands", "train", 3)
+    assert both.transcripts == one.transcripts + other.transcripts and len(both) == 6
+    assert torch.equal(both.waveform(2), one.waveform(2))
+    assert torch.equal(both.waveform(4), other.waveform(1))
+    assert both.identity() not in (one.identity(), other.identity())
+    assert utterances("speech:digits", "train", {"digits": 3}).identity() == "digits"
+
+
+@pytest.mark.slow  # four minutes on one core
+def test_the_mini_recipe_learns_digits_of_voices_it_has_never_heard(tmp_path):
+    from pared.bench.words import word_errors
+
+    recogniser = recipe.run(recipe.read(MINI), tmp_path)
+    heldout = speech.load("digits", "heldout")
+    found = [
+        " ".join(word.text for word in transcribe(recogniser, [heldout.waveform(n)]))
+        for n in range(len(heldout))
+    ]
+    assert word_errors(heldout.transcripts, found).rate < 0.15

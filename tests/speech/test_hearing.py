@@ -1,0 +1,183 @@
+"""Chunks, streams and convolutions that hear neither padding nor the future."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import pared
+from pared import anatomy
+from pared.anatomy import presets
+from pared.anatomy.speech import Frames
+from pared.errors import InputError
+from pared.speech.hearing import (
+    EncoderStream,
+    FrameConvolution,
+    Hearing,
+    drawn_chunks,
+    hearing_of,
+    set_chunks,
+)
+from pared.speech.summary_mixing_checks import converted, encoded, frames
+
+
+def convolution(hearing: Hearing, kernel: int = 5) -> tuple[nn.Conv1d, FrameConvolution]:
+    torch.manual_seed(0)
+    conv = nn.Conv1d(4, 4, kernel, padding=kernel // 2, groups=4).requires_grad_(False)
+    return conv, FrameConvolution(conv, hearing, "conv")
+
+
+def test_without_padding_or_chunks_the_convolution_is_the_stock_one():
+    conv, ours = convolution(Hearing(Frames()))
+    x = torch.randn(2, 4, 13)
+    torch.testing.assert_close(ours(x), conv(x), rtol=0, atol=1e-6)
+    assert dict(ours.named_parameters()) == dict(conv.named_parameters())
+
+
+def test_it_hears_no_padding():
+    hearing = Hearing(Frames())
+    conv, ours = convolution(hearing)
+    x = torch.randn(2, 4, 13)
+    hearing.frames.valid = torch.arange(13) < torch.tensor([[13], [8]])
+    alone = conv(x[1:, :, :8])
+    torch.testing.assert_close(ours(x)[1:, :, :8], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 13, 20])
+@pytest.mark.parametrize("kernel", [1, 3, 7])
+def test_a_chunk_hears_what_was_before_and_zeros_behind(chunk, kernel):
+    hearing = Hearing(Frames())
+    conv, ours = convolution(hearing, kernel)
+    x = torch.randn(2, 4, 13)
+    hearing.chunk = chunk
+    wanted = [
+        conv(F.pad(x[..., : start + chunk], (0, 0)))[..., start:] for start in range(0, 13, chunk)
+    ]
+    whole = ours(x)
+    torch.testing.assert_close(whole, torch.cat(wanted, dim=-1), rtol=0, atol=1e-6)
+    hearing.kept = {}
+    streamed = torch.cat([ours(part) for part in x.split(chunk, dim=-1)], dim=-1)
+    torch.testing.assert_close(streamed, whole, rtol=0, atol=1e-6)
+
+
+def test_chunks_are_drawn_as_in_the_paper():
+    generator = torch.Generator().manual_seed(0)
+    drawn = [drawn_chunks(generator) for _ in range(4000)]
+    chunked = [(chunk, left) for chunk, left in drawn if chunk is not None]
+    limited = [left for _, left in chunked if left is not None]
+    # Four standard deviations.
+    assert len(chunked) / 4000 == pytest.approx(0.6, abs=0.031)
+    assert len(limited) / len(chunked) == pytest.approx(0.75, abs=0.036)
+    assert {min(c for c, _ in chunked), max(c for c, _ in chunked)} == {8, 32}
+    assert {min(limited), max(limited)} == {2, 32}
+    assert all(left is None for chunk, left in drawn if chunk is None)
+
+
+@pytest.mark.parametrize("slug", ["summarymixing-asr", "rope-asr"])
+def test_streaming_draws_chunks_in_training_alone(slug):
+    model = pared.convert(
+        presets.build("toy:conformer", "cpu"), pared.parse(f"{slug}:streaming=true")
+    )
+    hearing, x = hearing_of(model), frames()
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(30):
+        encoded(model.train(), x)
+        seen.add(hearing.chunk)
+    assert None in seen and len(seen) > 3
+    encoded(model.eval(), x)
+    assert hearing.chunk is None
+    plain = pared.convert(presets.build("toy:conformer", "cpu"), pared.parse(slug)).train()
+    for _ in range(10):
+        encoded(plain, x)
+        assert hearing_of(plain).chunk is None
+
+
+@pytest.mark.parametrize("slug", ["summarymixing-asr", "rope-asr"])
+def test_any_lengths_will_do_where_nothing_limits_the_past(slug):
+    """Two streams at a time, and chunks of random lengths against the mask of just these."""
+    model = pared.convert(presets.build("toy:conformer", "cpu"), pared.parse(slug)).eval()
+    x = frames(1, 24)
+    one, other = EncoderStream(model), EncoderStream(model)
+    set_chunks(model, 8)
+    whole = encoded(model, x)
+    with torch.no_grad():
+        parts = []
+        for part in x.split(8, dim=1):
+            parts.append(one(part))
+            other(torch.randn(2, 3, 32))
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
+        set_chunks(model, None)
+        # Frames of one chunk depend on no split of those before.
+        ends = [EncoderStream(model) for _ in range(2)]
+        for stream, split in zip(ends, ((5, 3, 8, 8), (1, 7, 2, 6, 8)), strict=True):
+            last = [stream(part) for part in x.split(split, dim=1)][-1]
+            assert last.shape == (1, 8, 32)
+    assert torch.equal(encoded(model, x), encoded(copy.deepcopy(model), x))
+
+
+def test_a_stream_of_means_takes_memory_of_one_size():
+    model = converted(pared.parse("summarymixing-asr"))
+    sizes = []
+    stream = EncoderStream(model)
+    with torch.no_grad():
+        for part in frames(1, 40).split(4, dim=1):
+            stream(part)
+            kept = stream._kept.values()
+            flat = [t for k in kept for t in (k if isinstance(k, tuple) else (k,))]
+            sizes.append(sum(sum(x.numel() for x in t) if isinstance(t, tuple) else t.numel()
+                             for t in flat))  # fmt: skip
+    assert len(set(sizes)) == 1
+
+
+def test_what_can_not_stream_says_why():
+    for name, words in (
+        ("toy:wav2vec2", "convolution that tells positions reaches far into the future"),
+        ("toy:whisper", "it reads windows of a fixed length"),
+    ):
+        model = pared.convert(presets.build(name, "cpu"), pared.parse("rope-asr"))
+        with pytest.raises(InputError, match=words):
+            EncoderStream(model)
+    model = pared.convert(presets.build("toy:conformer", "cpu"), pared.parse("rope-asr:layers=[0]"))
+    with pytest.raises(InputError, match=r"layers.1.self_attn hears the whole utterance; convert"):
+        EncoderStream(model)
+    with pytest.raises(InputError, match="it is a denoiser"):
+        EncoderStream(presets.build("toy:dit"))
+
+
+def test_bad_chunks_say_what_is_right():
+    model = pared.convert(presets.build("toy:conformer", "cpu"), pared.parse("rope-asr"))
+    with pytest.raises(InputError, match="chunks of 0 frames with None before"):
+        set_chunks(model, 0)
+    with pytest.raises(InputError, match="with -1 before each can't be; give at least 1 and 0"):
+        set_chunks(model, 4, -1)
+    with pytest.raises(InputError, match="hear all frames; convert it first"):
+        set_chunks(presets.build("toy:conformer", "cpu"), 4)
+    assert anatomy.of(model).name == "conformer"
+
+
+@pytest.mark.parametrize("slug", ["summarymixing-asr", "rope-asr"])
+def test_whisper_still_generates(slug):
+    model = pared.convert(presets.build("toy:whisper", "cpu"), pared.parse(slug)).eval()
+    words = model.generate(torch.randn(2, 16, 60), max_new_tokens=3, do_sample=False)
+    assert words.shape[0] == 2 and words.shape[1] >= 3
+
+
+@pytest.mark.parametrize("slug", ["summarymixing-asr:mode=lite,dropout=0", "rope-asr"])
+def test_gradients_with_checkpointing_are_the_same(slug):
+    """Layers run again in the backward pass, and must find the padding that they had."""
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = pared.convert(presets.build("toy:conformer", "cpu"), pared.parse(slug)).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        family = anatomy.of(model)
+        example = family.example(2, **family.sizes[0], generator=torch.Generator().manual_seed(0))
+        family.run(model, *example).square().sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
