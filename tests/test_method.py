@@ -103,6 +103,31 @@ def test_two_run_time_methods_on_one_site_are_refused_before_anything_happens():
     assert torch.equal(output(model), base)
 
 
+def test_a_run_time_method_is_not_attached_over_one_that_is():
+    model = presets.build("toy:pixart", device="cpu")
+    base = output(model)
+    with pared.apply(model, Doubled()):
+        once = output(model)
+        with pytest.raises(InputError, match=r"doubled reuses .*attn1, which doubled already reus"):
+            pared.apply(model, Doubled())
+        assert torch.equal(output(model), once)
+        with pared.apply(model, Doubled(block=1)):
+            assert not torch.equal(output(model), once)
+    with pared.apply(model, Doubled()):
+        assert torch.equal(output(model), once)
+    assert torch.equal(output(model), base)
+
+
+def test_a_family_that_a_method_does_not_list_is_refused():
+    """What a method finds there has the name it looks for, but nobody made it fit."""
+    model = presets.build("toy:dit", device="cpu")
+    with pytest.raises(InputError, match=r"doubled can't be used .*: it serves the families pixar"):
+        pared.apply(model, Doubled())
+    model = presets.build("toy:wan", device="cpu")
+    with pytest.raises(InputError, match=r"edit can't be used on Wan.*: it serves the families"):
+        pared.convert(model, pared.EDiT())
+
+
 def test_a_run_time_method_that_matches_nothing_is_refused():
     with pytest.raises(InputError, match="finds no site"):
         pared.apply(presets.build("toy:pixart", device="cpu"), Doubled(block=99))

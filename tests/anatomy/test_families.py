@@ -169,6 +169,37 @@ def test_replace_puts_a_module_in_place():
     assert family.model.get_submodule(site.path) is other
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_without_its_branches_a_block_hands_on_what_it_gets(name):
+    """So `branches` lists every addition, and blocks read and build their streams rightly."""
+    model = toy(name)
+    family, seen = anatomy.of(model), []
+    for branch in family.branches:
+        assert model.get_submodule(branch.path) is branch.module
+        assert branch.path.startswith(family.blocks[branch.block].path)
+        branch.module.register_forward_hook(lambda module, args, output: nothing(output))
+    for block in family.blocks:
+
+        def compare(module, args, kwargs, result, block=block):
+            tokens, outputs = block.tokens(args, kwargs), block.outputs(result)
+            assert len(tokens) == len(outputs) == len(block.returns)
+            for before, after in zip(tokens, outputs, strict=True):
+                assert after is None or torch.equal(before, after), block.path
+            again = block.result(outputs)
+            assert type(again) is type(result)
+            seen.append(block.index)
+
+        block.module.register_forward_hook(compare, with_kwargs=True)
+    call(model, EXPECTED[name].sizes[0])
+    assert seen == list(range(len(family.blocks)))
+
+
+def nothing(output):
+    if isinstance(output, tuple):
+        return tuple(None if part is None else torch.zeros_like(part) for part in output)
+    return torch.zeros_like(output)
+
+
 # Wrappers -----------------------------------------------------------------------------------------
 
 

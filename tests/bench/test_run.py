@@ -16,6 +16,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    WanPipeline,
 )
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
@@ -605,3 +606,10 @@ def test_a_model_without_weights_cannot_run(world):
 def test_a_pipeline_is_no_arm_of_a_denoiser(pipe, world):
     with pytest.raises(InputError, match="is a pipeline and the base a bare denoiser"):
         pared.bench(pipe.transformer, {"a": pipe})
+
+
+def test_a_video_is_no_picture(world):
+    parts = dict.fromkeys(("tokenizer", "text_encoder", "vae", "scheduler"))
+    video = WanPipeline(transformer=presets.build("toy:wan", device="cpu"), **parts)
+    with pytest.raises(InputError, match=r"WanPipeline makes videos.* give it the transformer"):
+        pared.bench(video, {"base": [], "taylorseer": ["taylorseer"]})

@@ -15,6 +15,7 @@ from pared.errors import InputError
 if TYPE_CHECKING:
     from pared.caching.runs import Runs
     from pared.caching.schedules import ReuseSchedule, Way
+    from pared.method import RuntimeMethod
 
 # Of the noise: far from those that benches and samples begin with.
 FIRST_SEED = 1000
@@ -112,18 +113,12 @@ def command(
         --way exhaustive --prompts 4 --latents --out schedule.json
     """
     common.records_of([spec], "runtime")
-    if count >= steps:
-        raise InputError(
-            f"{count} of {steps} steps can't reuse: the first computes; give a --count from 1 to "
-            f"{steps - 1}."
-        )
+    _check_count(count, steps)
     source = locate(model)
     source.require_pipeline("searching")
     _check_output(output)
     where = common.device_of(device)
-    (method,) = common.runtime_methods_of([spec])
-    if not hasattr(method, "under"):
-        raise InputError(f"{method.info.slug} follows no schedule that could be searched for.")
+    method = _scheduled(spec)
     call = arguments_of(source.folder(), model, size)
 
     from pared.caching.runs import Runs
@@ -167,6 +162,22 @@ def command(
         options |= {"--dtype": dtype} | {f"--{name}": value for name, value in size.items()}
         given = {name: value for name, value in options.items() if value is not None}
         common.stopped(ctx, "search", [model, *["--latents"] * latents], given)
+
+
+def _check_count(count: int, steps: int) -> None:
+    if count >= steps:
+        raise InputError(
+            f"{count} of {steps} steps can't reuse: the first computes; give a --count from 1 to "
+            f"{steps - 1}."
+        )
+
+
+def _scheduled(spec: str) -> RuntimeMethod:
+    """The method, if it follows a schedule."""
+    (method,) = common.runtime_methods_of([spec])
+    if not hasattr(method, "under"):
+        raise InputError(f"{method.info.slug} follows no schedule that could be searched for.")
+    return method
 
 
 def _check_output(output: Path) -> None:
