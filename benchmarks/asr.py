@@ -1,6 +1,6 @@
 """Attentions of a Conformer compared as recognisers: errors, cost of training, cost of length.
 
-    python benchmarks/asr.py                     # an hour and a half on two cores
+    python benchmarks/asr.py                     # two hours on two cores
     python benchmarks/asr.py --parts lengths
 
 Relative positions as in Transformer-XL are the base; rotary positions and SummaryMixing are the

@@ -22,29 +22,53 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal
+from types import ModuleType, SimpleNamespace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from pared import anatomy, checkpoint
+from pared import anatomy, checkpoint, info
 from pared.errors import InputError
 from pared.healing import student_of, task_of
-from pared.method import convert, denoiser, parse, replace_denoiser, stack_of
+from pared.method import Model, convert, denoiser, parse, replace_denoiser, stack_of
 from pared.training import TrainingSettings, train
 from pared.worlds import emoji, tasks
 from pared.worlds.emoji.world import STORED_SIZE
 from pared.worlds.house import folder_of
 from pared.worlds.readers import read as read_images
+from pared.worlds.speech.mixtures import Mixing
+from pared.worlds.speech.sources import kinds_of
 
 EMOJI = "emoji"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # The objectives that only methods have a use for.
 HEALING = ("distillation", "guided", "explicit")
-# What a recipe's model may be of.
+# What a recipe's model may be of; or one of pared's own.
 LIBRARIES = ("diffusers", "transformers")
+
+
+class Sound(NamedTuple):
+    """A kind of data that is sound.
+
+    Attributes:
+        objective: the one that it goes with.
+        trainer: dotted path of the module that trains on it, by its functions `check(recipe, cls)`
+            and `run(recipe, folder, build)`.
+        needs: what its source is to have, for messages.
+    """
+
+    objective: str
+    trainer: str
+    needs: str
+
+
+SOUNDS = {
+    "transcripts": Sound("ctc", "pared.speech.recognition.training", "transcripts"),
+    "mixtures": Sound("enhancement", "pared.speech.streaming_pse.training", "voices"),
+    "recordings": Sound("wav2vec2", "pared.speech.pretraining", "recordings"),
+}
 
 
 class _Table(BaseModel):
@@ -55,7 +79,9 @@ class ModelTable(_Table):
     """What is trained: a class with its configuration, or a given model with methods applied."""
 
     class_: str | None = Field(
-        default=None, alias="class", description="e.g. diffusers.UNet2DModel"
+        default=None,
+        alias="class",
+        description="e.g. diffusers.UNet2DModel, or a method that is a model: pared.StreamingPSE",
     )
     config: dict[str, Any] = {}
     seed: int = Field(
@@ -89,16 +115,19 @@ class DataTable(_Table):
 
     source: str = Field(
         default=EMOJI,
-        description="emoji, or captioned images: a folder, .tar shards, parquet or a dataset",
+        description="emoji, or captioned images: a folder, .tar shards, parquet or a dataset; "
+        "of sound speech:KIND+KIND, or a corpus: a folder or a dataset",
     )
     on_bad: Literal["refuse", "skip"] = Field(
-        default="refuse", description="what to do with images that can't be used"
+        default="refuse", description="what to do with images or recordings that can't be used"
     )
     held: bool = Field(
         default=True,
         description="encode everything once and hold it; false encodes what is drawn, every time",
     )
-    kind: Literal["image-text", "images", "latents", "tasks"]
+    kind: Literal[
+        "image-text", "images", "latents", "tasks", "transcripts", "mixtures", "recordings"
+    ]
     tasks: dict[str, str] = Field(
         default={}, description="of kind tasks: for each task a source, emoji or your examples"
     )
@@ -114,12 +143,33 @@ class DataTable(_Table):
         le=1,
         description="0: every picture is as likely; 1: every base concept, however many variants",
     )
+    utterances: dict[str, int] = Field(
+        default={}, description="of kinds of the speech world; the others have their usual number"
+    )
+    snr: tuple[float, float] | None = Field(
+        default=None, description="of noise among transcripts, in dB, least and greatest; no noise"
+    )
+    extractor: str = Field(
+        default="transformers.Wav2Vec2FeatureExtractor",
+        description="what makes a recogniser's inputs of sound",
+    )
+    mixing: Mixing = Field(default=Mixing(), description="how voices are mixed with others")
+    seconds: float = Field(
+        default=4.0, gt=0, description="length of mixtures, and at which recordings are cut"
+    )
+    noises: str | None = Field(
+        default=None,
+        description="a folder laid out as in the DNS challenge, whose noises mixtures take",
+    )
 
 
 class ObjectiveTable(_Table):
     """How it is trained: an objective by name, with its arguments."""
 
-    name: Literal["contrastive", "autoencoding", "denoising", "distillation", "guided", "explicit"]
+    name: Literal[
+        "contrastive", "autoencoding", "denoising", "distillation", "guided", "explicit", "ctc",
+        "enhancement", "wav2vec2",
+    ]  # fmt: skip
     settings: dict[str, Any] = {}
     task: dict[str, Any] = Field(
         default={}, description="of the denoising that a distillation goes with, e.g. time_sampling"
@@ -127,9 +177,9 @@ class ObjectiveTable(_Table):
 
 
 class Stage(_Table):
-    """One stage of a progressive training, at one image size in pixels."""
+    """One stage of a progressive training."""
 
-    size: int = Field(ge=8)
+    size: int = Field(default=0, ge=8, description="of the images in pixels; sound has none")
     train: Literal["all", "methods"] = Field(
         default="all",
         description="what trains: all that training.trainable names, or what the methods name",
@@ -161,10 +211,27 @@ class Recipe(_Table):
             raise ValueError(
                 f"the objective {self.objective.name!r} trains methods, and the model has none"
             )
-        if self.model.methods and self.objective.name not in (*HEALING, "denoising"):
+        others = ("denoising", "ctc", "wav2vec2")
+        if self.model.methods and self.objective.name not in (*HEALING, *others):
             raise ValueError(
                 f"methods are trained by the objectives {', '.join(HEALING)} or denoising"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _of_sound(self) -> "Recipe":
+        for kind, sound in SOUNDS.items():
+            if (self.data.kind == kind) != (self.objective.name == sound.objective):
+                raise ValueError(
+                    f"kind {kind!r} goes with the objective {sound.objective!r}, and only it does"
+                )
+        for stage in self.stages:
+            if bool(stage.size) == (self.data.kind in SOUNDS):
+                raise ValueError(
+                    "stages of images have a size in pixels, e.g. size = 64; of sound none"
+                )
+        if self.data.kind in SOUNDS and self.data.source == EMOJI:
+            raise ValueError("emoji say nothing; give a source such as speech:sentences")
         return self
 
     @model_validator(mode="after")
@@ -275,9 +342,10 @@ def check(recipe: Recipe) -> None:
     Raises:
         InputError: one of these can't be; the message names it.
     """
-    if recipe.model.class_:
-        _model_class(recipe.model)
-    else:
+    cls = _model_class(recipe.model) if recipe.model.class_ else None
+    if sound := SOUNDS.get(recipe.data.kind):
+        _trainer(sound).check(recipe, cls)
+    elif cls is None:
         place = folder_of(str(recipe.model.from_))
         if not (Path(place, "model_index.json").exists() or HUB_NAME.fullmatch(place)):
             raise InputError(
@@ -286,7 +354,12 @@ def check(recipe: Recipe) -> None:
             )
     for source in recipe.data.tasks.values() or [recipe.data.source]:
         found = "{" in source or HUB_NAME.fullmatch(source) or Path(source).expanduser().exists()
-        if source != EMOJI and not found:
+        if sound and not (found or kinds_of(source)):
+            raise InputError(
+                f"there are no {sound.needs} at {source!r}; give speech:sentences, a folder laid "
+                "out as LibriSpeech or Common Voice, or a dataset's name."
+            )
+        if not sound and source != EMOJI and not found:
             raise InputError(
                 f"there are no images at {source!r}; give emoji, a folder, .tar shards, a parquet "
                 "file or a dataset's name."
@@ -297,10 +370,16 @@ def check(recipe: Recipe) -> None:
         _objective(recipe.objective, stage.objective)
 
 
+def _trainer(sound: Sound) -> ModuleType:
+    return importlib.import_module(sound.trainer)
+
+
 def build(table: ModelTable) -> Any:
     """The model of a recipe with seeded random weights."""
     cls = _model_class(table)
     torch.manual_seed(table.seed)
+    if issubclass(cls, Model):
+        return cls(**table.config).build()
     if hasattr(cls, "from_config"):
         return cls.from_config(table.config)
     return cls(cls.config_class(**table.config))
@@ -308,6 +387,11 @@ def build(table: ModelTable) -> Any:
 
 def _model_class(table: ModelTable) -> Any:
     """The class that a recipe names, once its configuration is known to fit."""
+    for record in info.registry().values():
+        if record.kind == "model" and table.class_ == f"pared.{record.cls}":
+            method: Any = record.load()
+            method(**table.config)
+            return method
     cls: Any = _class(str(table.class_), nn.Module, "model class")
     # The libraries would ignore unknown entries; but a slip must not train another model.
     if hasattr(cls, "from_config"):
@@ -331,10 +415,13 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
             ordinary diffusers or transformers folder with the final (averaged) weights.
 
     Returns:
-        The trained model or its pipeline, or None when the run was interrupted.
+        The trained model or its pipeline, a recogniser where it's one; or None when the run was
+        interrupted.
     """
     folder = Path(folder)
     check(recipe)
+    if sound := SOUNDS.get(recipe.data.kind):
+        return _trainer(sound).run(recipe, folder, build)
     if recipe.model.from_:
         return _go_on(recipe, folder)
     model = build(recipe.model)
@@ -461,10 +548,13 @@ def _objective(table: ObjectiveTable, changes: dict[str, Any], task: Any = None)
     from pared.objectives import (
         autoencoding,
         contrastive,
+        ctc,
         denoising,
         distillation,
+        enhancement,
         explicit,
         guided,
+        wav2vec2,
     )
 
     settings = table.settings | changes
@@ -479,6 +569,9 @@ def _objective(table: ObjectiveTable, changes: dict[str, Any], task: Any = None)
         "distillation": distillation.Distillation,
         "guided": guided.Guided,
         "explicit": explicit.Explicit,
+        "ctc": ctc.CTC,
+        "enhancement": enhancement.Enhancement,
+        "wav2vec2": wav2vec2.Wav2Vec2Pretraining,
     }
     try:
         return classes[table.name](**settings)

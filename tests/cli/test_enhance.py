@@ -137,6 +137,22 @@ def test_an_enrolled_voice_is_that_of_the_library(kept, tmp_path):
     assert all(torch.equal(found[name], ours[name]) for name in ours)
 
 
+def test_a_file_is_read_in_blocks_however_long_it_is(enhance, kept, wanted, tmp_path, monkeypatch):
+    soundfile = pytest.importorskip("soundfile")
+    taken, real = [], soundfile.SoundFile.read
+
+    def spy(self, frames=-1, **more):
+        taken.append(frames)
+        return real(self, frames, **more)
+
+    monkeypatch.setattr(audio, "BLOCK", 5000)
+    monkeypatch.setattr(soundfile.SoundFile, "read", spy)
+    assert enhance(kept / "noisy.wav", "-o", "clean.wav").exit_code == 0
+    # Once for its faults and once to be enhanced, the last time each with nothing left.
+    assert taken == [5000] * 2 * (len(WHOLE) // 5000 + 2)
+    close(read(tmp_path / "clean.wav"), wanted)
+
+
 # Pipes ------------------------------------------------------------------------------------------
 
 

@@ -92,19 +92,19 @@ def test_gradients_are_finite_even_for_silence(target):
 def test_the_model_is_called_with_the_batch():
     seen = []
 
-    def model(mixture, enrolment, lengths):
-        seen.append((mixture, enrolment, lengths))
-        return 0.5 * mixture
+    def model(noisy, enrolment, samples):
+        seen.append((noisy, enrolment, samples))
+        return 0.5 * noisy
 
     batch = {
-        "mixture": signals(2, 2000),
+        "noisy": signals(2, 2000),
         "target": signals(2, 2000, seed=1),
         "enrolment": signals(2, 3000, seed=2),
-        "enrolment_lengths": torch.tensor([3000, 1000]),
+        "enrolment_samples": torch.tensor([3000, 1000]),
     }
     terms = Enhancement()(model, batch, torch.Generator())
     assert [x is batch[k] for x, k in zip(seen[0], list(batch)[:1] + list(batch)[2:], strict=True)]
-    wanted = Enhancement().terms(0.5 * batch["mixture"], batch["target"], batch["mixture"])
+    wanted = Enhancement().terms(0.5 * batch["noisy"], batch["target"], batch["noisy"])
     assert terms == wanted
 
 

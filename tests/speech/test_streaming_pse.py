@@ -382,7 +382,7 @@ def _learnt(conditioning: str, steps: int = 200) -> dict[str, float]:
         rate.step()
     with torch.no_grad():
         batch = world.batch(64, torch.Generator().manual_seed(1))
-        target, other, mixture = batch["target"], batch["interference"], batch["mixture"]
+        target, other, mixture = batch["target"], batch["interference"], batch["noisy"]
         kept = enhancer(mixture, batch["enrolment"])
         swapped = enhancer(mixture, batch["other_enrolment"])
         right = si_sdr(kept, target) > si_sdr(kept, other)

@@ -40,7 +40,7 @@ class Tones:
         others = (voices + torch.randint(1, count, (size,), generator=generator)) % count
         target, other = (self.recording(each, generator) for each in (voices, others))
         return {
-            "mixture": target + other,
+            "noisy": target + other,
             "target": target,
             "interference": other,
             "enrolment": self.recording(voices, generator),

@@ -27,6 +27,8 @@ OPTIONAL = {
     "peft": ("adapters", "low-rank adapters"),
     "soundfile": ("speech", "recordings in WAV, FLAC, OGG and MP3"),
     "jiwer": ("speech", "word error rates"),
+    "pesq": ("measure-speech", "how enhanced speech sounds"),
+    "pystoi": ("measure-speech", "how well enhanced speech is understood"),
     "trackio": ("track", "a dashboard for trainings"),
     "onnx": ("export", "files for other runtimes"),
     "onnxscript": ("export", "files for other runtimes"),

@@ -116,6 +116,8 @@ def _explain(method: dict[str, Any]) -> None:
     effect = f"{outputs}; the model {training}"
     if method["kind"] == "model":
         effect = "a model of its own, to be trained"
+    elif method["kind"] == "objective":
+        effect = "a way of training; the model stays what it is made of"
     click.echo(f"{method['title']} ({source})")
     click.echo(f"{method['summary']}\n")
     for name, value in (

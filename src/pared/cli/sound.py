@@ -72,7 +72,8 @@ def pieces(source: str, seconds: float | None = None) -> Iterator[Tensor]:
         return _recorded(seconds)
     from pared.worlds.speech import audio
 
-    return iter(audio.read(source).split(PIECE))
+    audio.check(source)
+    return (piece for block in audio.read_blocks(source) for piece in block.split(PIECE))
 
 
 def _piped() -> Iterator[Tensor]:

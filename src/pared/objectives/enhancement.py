@@ -16,6 +16,9 @@ from torch import Tensor, nn
 WINDOW, HOP = 512, 256
 # The power of the compressed spectra.
 COMPRESSION = 0.3
+# SI-SDR in dB that can't be bettered. Without it a recording of the target alone is worth more, the
+# nearer its mask is to a constant, without end, and that is all that is learnt.
+CEILING = 30.0
 # What keeps logarithms and roots finite.
 TINY = 1e-8
 # A target whose mean power is below this (-80 dB) is silent.
@@ -27,9 +30,9 @@ LEFT = 1e-3
 class Enhancement(nn.Module):
     """Signal, spectral, silence and over-suppression terms.
 
-    Batch: `mixture` and `target` (batch, samples), `enrolment` (batch, longest) and, where
-    enrolments differ in length, `enrolment_lengths` (batch,), as of
-    `pared.worlds.speech.data.EnhancementData`. Model: called with mixture, enrolment and lengths;
+    Batch: `noisy` and `target` (batch, samples), `enrolment` (batch, longest) and, where
+    enrolments differ in length, `enrolment_samples` (batch,), as of
+    `pared.worlds.speech.data.EnhancementData`. Model: called with noisy, enrolment and samples;
     gives (batch, samples).
 
     Args:
@@ -53,15 +56,15 @@ class Enhancement(nn.Module):
     def forward(
         self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        mixture, target = batch["mixture"], batch["target"]
-        enhanced = model(mixture, batch["enrolment"], batch.get("enrolment_lengths"))
-        return self.terms(enhanced.float(), target.float(), mixture.float())
+        noisy, target = batch["noisy"], batch["target"]
+        enhanced = model(noisy, batch["enrolment"], batch.get("enrolment_samples"))
+        return self.terms(enhanced.float(), target.float(), noisy.float())
 
-    def terms(self, enhanced: Tensor, target: Tensor, mixture: Tensor) -> dict[str, Tensor]:
+    def terms(self, enhanced: Tensor, target: Tensor, noisy: Tensor) -> dict[str, Tensor]:
         """The weighted terms of a batch, each (batch, samples)."""
         silent = target.square().mean(dim=-1) < SILENT
-        signal = torch.where(silent, 0.0, -si_sdr(enhanced, target)).mean()
-        silence = torch.where(silent, residue(enhanced, mixture), 0.0).mean()
+        signal = torch.where(silent, 0.0, -bounded(si_sdr(enhanced, target))).mean()
+        silence = torch.where(silent, residue(enhanced, noisy), 0.0).mean()
         ours, wanted = spectra(enhanced), spectra(target)
         missing = magnitudes(wanted) - magnitudes(ours)
         error = (compressed(ours) - compressed(wanted)).square().sum(dim=-1)
@@ -85,9 +88,14 @@ def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
     return decibel(kept.square().sum(dim=-1), (estimate - kept).square().sum(dim=-1))
 
 
-def residue(estimate: Tensor, mixture: Tensor) -> Tensor:
+def bounded(ratio: Tensor) -> Tensor:
+    """A ratio in dB that flattens out below `CEILING`: as if that much noise were unavoidable."""
+    return -10 * (10 ** (-ratio / 10) + 10 ** (-CEILING / 10)).log10()
+
+
+def residue(estimate: Tensor, noisy: Tensor) -> Tensor:
     """10 log10(|x^|^2 + 1e-3 |y|^2), (batch,): what is left where nothing should be."""
-    energy = estimate.square().sum(dim=-1) + LEFT * mixture.square().sum(dim=-1)
+    energy = estimate.square().sum(dim=-1) + LEFT * noisy.square().sum(dim=-1)
     return 10 * (energy + TINY).log10()
 
 

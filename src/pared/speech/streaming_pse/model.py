@@ -159,10 +159,10 @@ class StreamingPSEModel(PreTrainedModel):
         self,
         noisy: Tensor,
         enrolment: Tensor | None = None,
-        enrolment_lengths: Tensor | None = None,
+        enrolment_samples: Tensor | None = None,
     ) -> Tensor:
         """Enhance whole recordings, (batch, samples), given enrolments as `encode` takes them."""
-        return self.enhance(noisy, self.encode(enrolment, enrolment_lengths))
+        return self.enhance(noisy, self.encode(enrolment, enrolment_samples))
 
     def enhance(self, noisy: Tensor, enrolment: Enrolment) -> Tensor:
         """Enhance whole recordings with encoded enrolments.

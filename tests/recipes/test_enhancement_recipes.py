@@ -1,0 +1,168 @@
+"""Recipes of kind mixtures: on voices made of tones, resumed, gone on from, refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pared import recipe
+from pared.errors import InputError
+from pared.objectives.enhancement import si_sdr
+from pared.speech.streaming_pse.model import load
+from tests.recipes.test_recognition_recipes import interruption
+
+soundfile = pytest.importorskip("soundfile")
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+MINI = RECIPES / "streaming-pse" / "mini.toml"
+SHORT = [f"stages.0.training.{x}" for x in ("steps=3", "batch_size=2", "warmup=1", "log_every=1")]
+SMALL = [f"model.config.{x}" for x in ("width=16", "layers=1")]
+BRIEF = ["data.seconds=0.5", "data.mixing.enrolment_seconds=[0.5, 1.0]"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Four talkers of three tones each, laid out as LibriSpeech is, and noises as in the DNS."""
+    from tests.worlds.tones import Tones
+
+    place, tones = tmp_path_factory.mktemp("corpus"), Tones()
+    for n in range(len(tones)):
+        chapter = place / "voices" / "train" / str(n // 3) / "1"
+        chapter.mkdir(parents=True, exist_ok=True)
+        name = f"{n // 3}-1-{n % 3:04}"
+        with (chapter / f"{n // 3}-1.trans.txt").open("a") as file:
+            file.write(f"{name} TONE\n")
+        soundfile.write(chapter / f"{name}.flac", tones.waveform(n).numpy(), 16000)
+        for kind in ("clean", "noise"):
+            (place / "dns" / kind).mkdir(parents=True, exist_ok=True)
+            soundfile.write(place / "dns" / kind / f"{n}.wav", tones.waveform(n).numpy(), 16000)
+    return place
+
+
+def planned(corpus, *changes, path=MINI):
+    source = f"data.source={corpus / 'voices'}"
+    return recipe.read(path, [source, *SHORT, *SMALL, *BRIEF, *changes])
+
+
+def test_what_is_trained_is_an_ordinary_folder(corpus, tmp_path):
+    trained = recipe.run(planned(corpus), tmp_path)
+    again = load(tmp_path / "model")
+    assert again.settings == trained.settings and again.settings.enrolment_encoder == "frames"
+    assert again.digest() == trained.digest() and not trained.training
+    log = [json.loads(x) for x in (tmp_path / "stage-1" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3]
+    assert {"signal", "silence", "magnitude", "spectrum", "suppression"} <= log[-1].keys()
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(corpus, tmp_path):
+    plan = planned(corpus, "stages.0.training.ema=0.9")
+    whole = recipe.run(plan, tmp_path / "whole")
+    with interruption(at=1):
+        assert recipe.run(plan, tmp_path / "parts") is None
+    assert not (tmp_path / "parts" / "model").exists()
+    assert recipe.run(plan, tmp_path / "parts").digest() == whole.digest()
+
+
+def test_going_on_from_an_enhancer_with_recorded_noises(corpus, tmp_path):
+    first = recipe.run(planned(corpus), tmp_path / "first")
+    path = tmp_path / "on.toml"
+    path.write_text(f"""
+name = "on"
+[model]
+from = "{tmp_path / "first" / "model"}"
+[data]
+kind = "mixtures"
+source = "{corpus / "voices"}"
+noises = "{corpus / "dns"}"
+seconds = 0.5
+mixing = {{ enrolment_seconds = [0.5, 1.0], interferers = [0, 0] }}
+[objective]
+name = "enhancement"
+[[stages]]
+training = {{ steps = 1, batch_size = 2, learning_rate = 1e-9 }}
+""")
+    trained = recipe.run(recipe.read(path), tmp_path / "on")
+    assert trained.settings == first.settings
+    torch.testing.assert_close(trained.state_dict(), first.state_dict(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["streaming-pse/voices", "streaming-pse/paper", "house/streaming-pse"]
+)
+def test_the_other_recipes_start(name, corpus, tmp_path):
+    changes = [f"data.noises={corpus / 'dns'}", "data.mixing.interferers=[1, 1]"]
+    split = "data.split=train"
+    plan = planned(corpus, split, *changes, path=RECIPES / f"{name}.toml")
+    assert recipe.run(plan, tmp_path) is not None
+
+
+def test_the_house_enhancer_is_small():
+    table = recipe.read(RECIPES / "house" / "streaming-pse.toml").model
+    assert 2 * recipe.build(table).num_parameters() < 4 * 2**20
+
+
+BAD = [
+    ("objective.name=ctc", "kind 'transcripts' goes with the objective 'ctc', and only it does"),
+    ("data.kind=images", "kind 'mixtures' goes with the objective 'enhancement', and only it"),
+    ("stages.0.size=64", "stages of images have a size in pixels, e.g. size = 64; of sound none"),
+    ("data.source=emoji", "emoji say nothing; give a source such as speech:sentences"),
+    ("data.mixing.sir=[5, -5]", r"data.mixing: sir can't be from 5.* to -5.*; swap them"),
+    ("data.mixing.sirr=[5, 9]", "data.mixing.sirr: Unexpected keyword argument"),
+    ("data.seconds=0", "data.seconds: Input should be greater than 0"),
+    ('model.methods=["edit"]', "methods are trained by the objectives"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), BAD)
+def test_bad_recipes_are_refused_in_a_sentence(change, told):
+    with pytest.raises(InputError, match=told):
+        recipe.read(MINI, [change])
+
+
+WRONG = [
+    ("data.source=speech:songs", "'speech:songs' names no kind of the speech world; write speech"),
+    ("data.source=nowhere", "there are no voices at 'nowhere'"),
+    ("data.utterances={songs=3}", "data.utterances counts 'songs', which data.source='speech:sen"),
+    ("model.class=pared.Streaming", "there is no model class 'pared.Streaming'"),
+    ("model.class=pared.EDiT", "there is no model class 'pared.EDiT'"),
+    ("model.config.width=90", "streaming-pse: width=90 doesn't split into 4 heads"),
+    ("model.config.wdth=96", "streaming-pse has no setting 'wdth'; did you mean width"),
+    ("model.config.conditioning=static_vector", "learns from another encoder's embeddings"),
+    (
+        'model={class="transformers.Wav2Vec2Model"}',
+        "transformers.Wav2Vec2Model is no enhancer; give pared.StreamingPSE",
+    ),
+    ('model={from="nowhere"}', "nowhere can't be opened as an enhancer"),
+    ("objective.settings.sdrr=1", "the objective enhancement can't be set so"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), WRONG)
+def test_what_only_the_libraries_can_tell(change, told):
+    with pytest.raises(InputError, match=told):
+        recipe.check(recipe.read(MINI, [change]))
+
+
+def test_noises_must_be_there(corpus, tmp_path):
+    plan = planned(corpus, f"data.noises={tmp_path}")
+    with pytest.raises(InputError):
+        recipe.run(plan, tmp_path / "run")
+
+
+@pytest.mark.slow  # five minutes on one core
+def test_the_mini_recipe_keeps_voices_that_it_has_never_heard(tmp_path):
+    from dataclasses import replace
+
+    from pared.speech.streaming_pse.training import data_of
+    from pared.training.data import generator_for
+
+    plan = recipe.read(MINI)
+    enhancer = recipe.run(plan, tmp_path)
+    mixing = replace(plan.data.mixing, absent=0, alone=0)
+    heldout = data_of(plan.data.model_copy(update={"mixing": mixing}), "heldout")
+    batch = heldout.batch(torch.arange(48), generator_for(7))
+    with torch.no_grad():
+        kept = enhancer(batch["noisy"], batch["enrolment"], batch["enrolment_samples"])
+    gain = si_sdr(kept, batch["target"]) - si_sdr(batch["noisy"], batch["target"])
+    assert gain.mean() > 1.5
