@@ -1,7 +1,7 @@
 """Attentions of a Conformer compared as learners from recordings alone, by frozen probes.
 
-    python benchmarks/ssl.py                     # an hour on two cores
-    python benchmarks/ssl.py --parts steps lengths
+    python benchmarks/speech_pretraining.py                     # an hour on two cores
+    python benchmarks/speech_pretraining.py --parts steps lengths
 
 Relative positions as in Transformer-XL are the base; rotary positions and SummaryMixing are the
 other arms. All are pre-trained by one recipe for as many steps, from the same seeds, on the same
