@@ -4,13 +4,16 @@
 
 Weights are stored in float16 and still load in float32; a converted model keeps its `pared.json`,
 with the digests and the fingerprint of what is shipped. A part that another house model holds
-already, such as the autoencoder, is left out and named in `shared.json`.
+already, such as the autoencoder or a tower of the CLIP, is left out and named in `shared.json`.
 """
 
 import argparse
+import filecmp
 import json
 import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +21,9 @@ from safetensors.torch import load_file, save_file
 from pared import checkpoint
 from pared.method import denoiser
 from pared.worlds import house
+
+# The model whose towers others share, and the file that its weights lie in.
+CLIP, WEIGHTS = "clip", "model.safetensors"
 
 
 def halve(path: Path) -> None:
@@ -28,16 +34,28 @@ def halve(path: Path) -> None:
 
 
 def share(folder: Path) -> None:
-    """Leave out the parts that another house model holds, file by file the same, and say where."""
+    """Leave out what another house model holds, byte for byte the same, and say where it is."""
     candidates = [p for p in (*house.ROOT.glob("*"), *house.ROOT.glob("*/*")) if p.parent != folder]
     known = {contents(p): p for p in sorted(candidates, reverse=True) if p.is_dir()}
-    shared = {}
+    shared: dict[str, Any] = {}
     for part in sorted(p for p in folder.iterdir() if p.is_dir() and contents(p)):
-        if (other := known.setdefault(contents(part), part)) != part:
+        if (other := known.get(contents(part))) is not None and other != folder:
             shutil.rmtree(part)
             shared[part.name] = other.relative_to(house.ROOT).as_posix()
+        elif (path := part / WEIGHTS).exists() and (tensors := of_clip(path)):
+            path.unlink()
+            cut = {"file": f"{CLIP}/{WEIGHTS}", "tensors": tensors}
+            shared[path.relative_to(folder).as_posix()] = cut
     if shared:
         (folder / house.SHARED).write_text(json.dumps(shared, indent=1) + "\n")
+
+
+def of_clip(path: Path) -> list[str]:
+    """The parts of `house:clip` that a weight file consists of; nothing where it doesn't."""
+    beginnings = sorted({f"{name.partition('.')[0]}." for name in load_file(path)})
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        house.cut(house.ROOT / CLIP / WEIGHTS, Path(file.name), tuple(beginnings))
+        return beginnings if filecmp.cmp(file.name, path, shallow=False) else []
 
 
 def contents(folder: Path) -> tuple[tuple[str, str], ...]:
@@ -83,7 +101,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="folder of the trained model")
     parser.add_argument("name", help="its name among the house models, e.g. pixart")
-    parser.add_argument("--whole", action="store_true", help="keep a copy of shared parts")
     options = parser.parse_args()
 
     def write(folder: Path) -> None:
@@ -96,8 +113,7 @@ def main() -> None:
 
     target = house.ROOT / options.name
     checkpoint.replaced_by(target, write)
-    if not options.whole:
-        share(target)
+    share(target)
     size = sum(p.stat().st_size for p in target.rglob("*") if p.is_file())
     print(f"{target}: {size / 2**20:.1f} MiB")
 

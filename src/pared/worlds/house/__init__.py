@@ -3,8 +3,10 @@
 `folder_of("house:pixart")` is the folder of a shipped model; any other name is taken as a folder or
 hub id as it is.
 
-Pipelines share the autoencoder and the text encoder. Their folders hold what is their own, and
-`shared.json` says where the rest lies; `folder_of` puts the whole together in the cache.
+Pipelines share the autoencoder, and the text encoder, which is a tower of `house:clip`. Their
+folders hold what is their own, and `shared.json` says where the rest lies: for a part a folder, for
+a file another file and how the names of those of its tensors begin that make it. `folder_of` puts
+the whole together in the cache.
 """
 
 import hashlib
@@ -48,12 +50,18 @@ def _whole(folder: Path) -> Path:
     shared = json.loads((folder / SHARED).read_text())
     own = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != SHARED]
     files = {p.relative_to(folder): p for p in own}
+    cuts = {}
     for part, place in shared.items():
-        files |= {Path(part, p.name): p for p in sorted((ROOT / place).iterdir()) if p.is_file()}
+        if isinstance(place, str):
+            found = sorted(p for p in (ROOT / place).iterdir() if p.is_file())
+            files |= {Path(part, p.name): p for p in found}
+        else:
+            files[Path(part)] = ROOT / place["file"]
+            cuts[Path(part)] = tuple(place["tensors"])
     states = {
         str(name): (str(p), p.stat().st_size, p.stat().st_mtime_ns) for name, p in files.items()
     }
-    digest = hashlib.sha256(repr(states).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(repr((states, cuts)).encode()).hexdigest()[:12]
     try:
         cache = Path(cached_assets_path("pared", "house"))
         target = cache / f"{folder.name}-{digest}"
@@ -61,7 +69,10 @@ def _whole(folder: Path) -> Path:
             partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=cache))
             for name, source in files.items():
                 (partial / name).parent.mkdir(exist_ok=True)
-                _link(source, partial / name)
+                if name in cuts:
+                    cut(source, partial / name, cuts[name])
+                else:
+                    _link(source, partial / name)
             _rename(partial, target)
     except OSError as error:
         raise InputError(
@@ -69,6 +80,14 @@ def _whole(folder: Path) -> Path:
             f"({error.strerror}); set HF_HOME to a folder that can."
         ) from None
     return target
+
+
+def cut(source: Path, target: Path, beginnings: tuple[str, ...]) -> None:
+    """Write those tensors of a file whose names begin so."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {k: v for k, v in load_file(source).items() if k.startswith(beginnings)}
+    save_file(tensors, target, metadata={"format": "pt"})
 
 
 def _link(source: Path, target: Path) -> None:
