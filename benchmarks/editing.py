@@ -3,7 +3,7 @@
     python benchmarks/editing.py                        # trains both editors, then measures
     python benchmarks/editing.py --only ec              # trains one, for several processes
 
-Both start from the same teacher and see as many pairs. Writes claims, tables and curves into
+Both start from the same teacher and see as many pairs. Writes claims, tables and figures into
 results/explicit-conditioning.json. What is done is kept under runs/editing.
 """
 
@@ -155,6 +155,22 @@ def row_of(arm: str, steps: int, found: Figures) -> Figures:
     return row
 
 
+def figures_of(rows: list[Figures]) -> Figures:
+    """What is drawn, from the rows of the table of near edits."""
+    curves: Figures = {}
+    points: Figures = {}
+    for row in rows:
+        editor, steps, error = row["editor"], row["steps"], row["squared error"]
+        time_ = float(f"{1000 * row['seconds per picture']:.4g}")
+        curves.setdefault(editor, []).append((steps, error))
+        points.setdefault(editor, []).append((str(steps), time_, error))
+    x, y = "milliseconds per picture", "squared error in pixels"
+    return {
+        "error of edits": record.curves("steps", y, curves),
+        "error of edits against time, by number of steps": record.points(x, y, points, log=True),
+    }
+
+
 def claims_of(near: dict[tuple[str, int], Figures], budget: str) -> list:
     """EC against guidance at the deciding number of steps; the best of the three-pass settings."""
     ours = near["EC", DECIDED]
@@ -199,13 +215,12 @@ def main() -> None:
     budget = f"{options.steps} steps of {options.batch_size} pairs"
     near = {(arm, n): bench.figures(arm, "near", n) for arm in ARMS for n in STEPS}
     far = {(arm, n): bench.figures(arm, "far", n) for arm in ARMS for n in (1, DECIDED)}
+    rows = [row_of(arm, n, found) for (arm, n), found in near.items()]
     tables = {
-        f"near edits, {budget}": [row_of(arm, n, found) for (arm, n), found in near.items()],
+        f"near edits, {budget}": rows,
         f"far edits, {budget}": [row_of(arm, n, found) for (arm, n), found in far.items()],
     }
-    series = {arm: [(n, mean(near[arm, n]["squared error"])) for n in STEPS] for arm in ARMS}
-    curves = {"error of edits": record.curves("steps", "squared error in pixels", series)}
-    record.write(SLUG, claims_of(near, budget), tables, curves)
+    record.write(SLUG, claims_of(near, budget), tables, figures_of(rows))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def write(
         slug: of a method; or another name, for tables that belong to no method.
         claims: see `claim`.
         tables: rows by the name of their table.
-        figures: curves by name, each as `curves` makes it, are drawn on the method's page.
+        figures: drawn on the page, by name; each as `curves`, `bars` or `points` makes it.
     """
     path = ROOT / "results" / f"{slug}.json"
     old = results.read(slug, path.parent) or results.Results(slug, ())
@@ -93,6 +93,30 @@ def curves(
         log: whether both axes are logarithmic.
     """
     return {"x": x, "y": y, "log": log, "series": {n: list(p) for n, p in series.items()}}
+
+
+def bars(x: str, values: Mapping[str, float]) -> dict[str, Any]:
+    """A bar for each of several values, for `write`.
+
+    Args:
+        x: what the bars measure, with the unit.
+        values: by the name of their bar, from top to bottom; none below 0.
+    """
+    return {"x": x, "bars": dict(values)}
+
+
+def points(
+    x: str, y: str, groups: Mapping[str, Sequence[tuple[str, float, float]]], log: bool = False
+) -> dict[str, Any]:
+    """Points of a cost and an error, both the better the lower, for `write`.
+
+    Args:
+        x: label of the cost, with the unit.
+        y: of the error.
+        groups: (label, x, y) by the kind that they belong to; a point may go without a label: "".
+        log: whether both axes are logarithmic.
+    """
+    return {"x": x, "y": y, "log": log, "points": {n: list(p) for n, p in groups.items()}}
 
 
 def command() -> str:

@@ -4,7 +4,7 @@
     python benchmarks/upcycling.py --only mtu-4 lora    # some, for several processes
     python benchmarks/upcycling.py --kept               # sum up what is done
 
-Writes claims and tables into results/multi-task-upcycling.json. What is done is kept under
+Writes claims, tables and figures into results/multi-task-upcycling.json. What is done is kept under
 runs/upcycling.
 """
 
@@ -41,7 +41,7 @@ from pared.worlds.house import folder_of
 DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
 SLUG, TEACHER, SIZE = "multi-task-upcycling", "house:unet", 64
 TASKS = tuple(MAKERS)
-# Of the feed-forwards alone, and of what every arm has: an input layer for each task.
+# What trains beside every adapter: an input layer for each task.
 INPUT = "conv_in.*"
 # Noises and times per held-out example.
 DRAWS = 4
@@ -56,12 +56,14 @@ class Arm:
     Attributes:
         methods: specs of the conversions.
         tasks: learnt together.
-        trainable: patterns of what trains; None is what the methods name.
+        beside: patterns of what trains beside what the last method names.
+        rate: of learning, over that of the other arms.
     """
 
     methods: tuple[str, ...]
     tasks: tuple[str, ...] = TASKS
-    trainable: tuple[str, ...] | None = None
+    beside: tuple[str, ...] = ()
+    rate: float = 1.0
 
 
 def _upcycled(experts: int, tasks: Sequence[str] = TASKS) -> Arm:
@@ -71,19 +73,22 @@ def _upcycled(experts: int, tasks: Sequence[str] = TASKS) -> Arm:
     return Arm((spec,), tuple(tasks))
 
 
-def _adapted(spec: str, pattern: str) -> Arm:
-    return Arm(("picture-input", spec), trainable=(INPUT, pattern))
+def _adapted(spec: str, rate: float = 1.0) -> Arm:
+    return Arm(("picture-input", spec), beside=(INPUT,), rate=rate)
 
 
 def _alone(task: str) -> Arm:
     known = json.dumps(tuple(dict.fromkeys(("text-to-image", task))))
-    return Arm((f"picture-input:tasks={known}",), (task,), ("*",))
+    return Arm((f"picture-input:tasks={known}",), (task,))
 
 
 ARMS = {
     "mtu-4": _upcycled(4),
-    "lora": _adapted('lora:r=4,places=["fc1","fc2"]', "*lora_*"),
-    "ia3": _adapted('ia3:places=["fc2"]', "*ia3_*"),
+    "lora": _adapted('lora:r=4,places=["fc1","fc2"]'),
+    "ia3": _adapted('ia3:places=["fc2"]'),
+    # By the paper with ten times the rate for all weights.
+    "bitfit": _adapted("difffit:locations=[]", rate=10),
+    "difffit": _adapted("difffit", rate=10),
     **{f"alone-{task}": _alone(task) for task in TASKS},
     **{f"mtu-{n}": _upcycled(n) for n in (1, 2, 8)},
     **{f"pair-{a}-{b}": _upcycled(4, (a, b)) for a, b in combinations(TASKS, 2)},
@@ -118,11 +123,11 @@ class Bench:
         before = pared.convert(student_of(self.teacher), *methods)
         student, family = copy.deepcopy(before), anatomy.of(before)
         known = next(m.tasks for m in methods if hasattr(m, "tasks"))
-        patterns = arm.trainable or tuple(p for m in methods for p in m.trainable(family))
+        patterns = (*arm.beside, *methods[-1].trainable(family))
         settings = TrainingSettings(
             steps=self.options.steps,
             batch_size=self.options.rows * len(arm.tasks),
-            learning_rate=self.options.learning_rate,
+            learning_rate=arm.rate * self.options.learning_rate,
             warmup=10,
             schedule="cosine",
             precision="bf16",
@@ -281,6 +286,40 @@ def moved(done: dict[str, list[Figures]]) -> list[Figures]:
     ]
 
 
+# Arms that train a few weights of one model, as the field writes their names.
+FEW = {"lora": "LoRA", "ia3": "IA3", "bitfit": "BitFit", "difffit": "DiffFit"}
+
+
+def figures_of(rows: list[Figures], layers: list[Figures]) -> Figures:
+    """What is drawn, from the rows of the table of tasks and from `moved`."""
+    upcycled, few, alone = [], [], {}
+    for row in rows:
+        kind, _, rest = row["model"].partition("-")
+        if kind == "mtu":
+            upcycled.append((rest, row["parameters"], row["mean loss"]))
+        elif kind == "alone":
+            alone[rest] = (row["parameters"], row[f"loss, {rest}"])
+        elif kind in FEW:
+            few.append((FEW[kind], row["parameters"], row["mean loss"]))
+    groups = {"upcycled, by number of experts": upcycled, "few weights trained": few}
+    if set(alone) == set(TASKS):
+        kept, losses = zip(*alone.values(), strict=True)
+        groups["four fine-tunes"] = [("one for each task", sum(kept), statistics.mean(losses))]
+    points = {
+        group: [(label, round(kept / 1e6, 3), float(f"{loss:.4g}")) for label, kept, loss in some]
+        for group, some in groups.items()
+        if some
+    }
+    x, y = "million parameters kept for four tasks", "mean loss of four tasks"
+    figures = {"loss against parameters kept": record.points(x, y, points, log=True)}
+    if layers:
+        figures["how far layers move when fine-tuned for one task"] = record.bars(
+            "norm of the change over that of the parameters",
+            {row["layers"].replace("_", " "): row["relative movement"] for row in layers},
+        )
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=150)
@@ -319,7 +358,8 @@ def main() -> None:
         tables["how far layers move when fine-tuned for one task"] = layers
     upcycled, plain = (speed.macs("sd1.5", m, 512) for m in ([pared.MultiTaskUpcycling()], []))
     counted = record.claim(SLUG, "macs-over-base", upcycled / plain, None, (0,), "counted")
-    record.write(SLUG, [counted, *claims_of(done, base, budget)], tables)
+    claims = [counted, *claims_of(done, base, budget)]
+    record.write(SLUG, claims, tables, figures_of(rows, layers))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,63 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Lines over common axes.
+
+    Attributes:
+        x: label of the horizontal axis, with the unit.
+        y: of the vertical axis.
+        log: whether both axes are logarithmic.
+        series: points (x, y) by the name of their line.
+    """
+
+    x: str
+    y: str
+    log: bool
+    series: dict[str, list[tuple[float, float]]]
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's own form)
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A bar for each of several values.
+
+    Attributes:
+        x: what the bars measure, with the unit.
+        bars: values, none below 0, by the name of their bar.
+    """
+
+    x: str
+    bars: dict[str, float]
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's own form)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of a cost and an error, both the better the lower.
+
+    Attributes:
+        x: label of the cost, with the unit.
+        y: of the error.
+        log: whether both axes are logarithmic.
+        points: (label, x, y) by the name of the kind that they belong to; a label may be "".
+    """
+
+    x: str
+    y: str
+    log: bool
+    points: dict[str, list[tuple[str, float, float]]]
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's own form)
+
+
+# The kinds of figures, by the key that tells them.
+FIGURES: dict[str, type] = {"series": Curves, "bars": Bars, "points": Points}
+
+
+@dataclass(frozen=True)
 class Results:
     """One file of results.
 
@@ -79,13 +136,13 @@ class Results:
         method: slug of the method.
         claims: what was measured.
         tables: rows by the name of their table; every row maps columns to values.
-        figures: whatever else is worth keeping, such as curves; the pages don't show it.
+        figures: what the pages draw, by name: the fields of `Curves`, `Bars` or `Points`.
     """
 
     method: str
     claims: tuple[Measured, ...]
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's own form)
 
@@ -133,15 +190,24 @@ def read(slug: str, folder: Path | None = None) -> Results | None:
     path = (folder or PACKAGED) / f"{slug}.json"
     if not path.exists():
         return None
+    within: tuple[str, ...] = ()
     try:
         found = TypeAdapter(Results).validate_json(path.read_bytes())
+        for name, figure in found.figures.items():
+            within = ("figures", name)
+            TypeAdapter(_kind(figure)).validate_python(figure)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
+        where = ".".join(map(str, (*within, *first["loc"]))) or "the file"
         raise InputError(f"{path}: {where}: {first['msg']}.") from None
     if found.method != slug:
         raise InputError(f"{path} holds results of {found.method!r}; name it {found.method}.json.")
     return found
+
+
+def _kind(figure: dict[str, Any]) -> type:
+    """What a figure is; one that has the key of no kind is held against curves."""
+    return next((kind for key, kind in FIGURES.items() if key in figure), Curves)
 
 
 def outcomes(record: Info) -> list[Outcome]:

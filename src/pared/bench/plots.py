@@ -267,6 +267,7 @@ def bar_plot(
     kinds: Sequence[str],
     form: Callable[[float], str],
     label: str,
+    wide: Size = BROAD,
 ) -> str:
     """Stacked horizontal bars on one scale.
 
@@ -275,6 +276,7 @@ def bar_plot(
         kinds: all kinds of parts; the number of a kind is its colour's (class `k0`, `k1` ...).
         form: writes a part's value.
         label: what the plot shows, for those who can't see it.
+        wide: size for wide screens; the bars make the height.
 
     Returns:
         SVG, for wide and narrow screens.
@@ -297,8 +299,8 @@ def bar_plot(
         return "".join(parts)
 
     height = 12 + 58 * len(bars)
-    broad, narrow = (replace(size, height=height) for size in (BROAD, NARROW))
-    return _both(draw, label, broad, narrow)
+    large, small = (replace(size, height=height) for size in (wide, NARROW))
+    return _both(draw, label, large, small)
 
 
 def _bar(
