@@ -58,6 +58,9 @@ MARKS = {
     "inpaint": ("squared error", "judge's distance to truth"),
 }
 
+# What isn't shown.
+UNFIT = ("middle finger",)
+
 Figures = dict[str, Any]
 
 
@@ -197,8 +200,8 @@ def lines(bench: Bench, ours: Module, each: int) -> list[Line]:
     found = []
     for task in TASKS:
         request = bench.requests[task]
-        chosen = torch.linspace(0, len(request) - 1, 3 * each + 2).long()[1:-1:3].tolist()
-        some = _only(request, chosen)
+        fit = [n for n, text in enumerate(request.texts) if not any(w in text for w in UNFIT)]
+        some = _only(request, fit[:: len(fit) // each][:each])
         given = some.images[some.before] if some.before else None
         answers = []
         for model, scales in ((bench.naive(task), NAIVE), (ours, OURS)):

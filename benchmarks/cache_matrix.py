@@ -67,7 +67,10 @@ def versions() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="PIPELINE", help="on these; nothing is kept")
+    names = [way.name for way in WAYS]
+    parser.add_argument(
+        "--only", nargs="+", metavar="PIPELINE", choices=names, help="on these; nothing is kept"
+    )
     options = parser.parse_args()
     logging.set_verbosity_error()
     columns, ways = caches(), [w for w in WAYS if not options.only or w.name in options.only]

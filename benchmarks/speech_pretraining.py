@@ -1,6 +1,6 @@
 """Attentions of a Conformer compared as learners from recordings alone, by frozen probes.
 
-    python benchmarks/speech_pretraining.py                     # an hour on two cores
+    python benchmarks/speech_pretraining.py                     # two hours on two cores
     python benchmarks/speech_pretraining.py --parts steps lengths
 
 Relative positions as in Transformer-XL are the base; rotary positions and SummaryMixing are the
@@ -8,7 +8,9 @@ other arms. All are pre-trained by one recipe for as many steps, from the same s
 utterances in the same order. Then every encoder is frozen, and probes on its weighted layers write
 down what unknown voices say, and name who of the known ones speaks; log-mel frames without any
 encoder are probed as well; brought to mean 0 in every utterance, they tell a linear probe nothing
-of who speaks. A run that was stopped goes on where it was. Writes results/summarymixing-ssl.json.
+of who speaks. Encoders are fine-tuned on transcripts too, and beside them the same networks that
+were never pre-trained. A run that was stopped goes on where it was. Writes
+results/summarymixing-ssl.json.
 """
 
 import argparse
@@ -32,8 +34,9 @@ from pared.bench.timing import interleave, peak_memory
 from pared.bench.words import word_errors
 from pared.objectives.wav2vec2 import Wav2Vec2Pretraining
 from pared.speech import probing
-from pared.speech.pretraining import PretrainingData, inputs_of, started
+from pared.speech.pretraining import PretrainingData, inputs_of, save, started
 from pared.speech.probing import Examples, Probe
+from pared.speech.recognition import transcribe
 from pared.speech.recognition.training import extractor_of
 from pared.training import generator_for
 from pared.worlds import speech
@@ -56,6 +59,14 @@ def planned(options: argparse.Namespace, arm: str, seed: int) -> recipe.Recipe:
 def fresh(options: argparse.Namespace, arm: str) -> Any:
     """A model of the recipe with random weights."""
     return started(planned(options, arm, 0).model, recipe.build)
+
+
+def trained(plan: recipe.Recipe, folder: Path) -> Any:
+    """What a recipe comes to, the same at every call."""
+    found = recipe.run(plan, folder)
+    if found is None:
+        raise SystemExit("stopped; the same command goes on")
+    return found
 
 
 # Probes -----------------------------------------------------------------------------------------
@@ -137,9 +148,7 @@ def probes(options: argparse.Namespace) -> None:
         print(MEL, seed, json.dumps(mel), flush=True)
         for arm in ARMS:
             plan = planned(options, arm, seed)
-            model = recipe.run(plan, options.folder / f"{arm}-{seed}")
-            if model is None:
-                raise SystemExit("stopped; the same command goes on")
+            model = trained(plan, options.folder / f"{arm}-{seed}")
             extractor = extractor_of(plan.data.extractor)
             row = told_apart(model, plan, options.utterances[1])
 
@@ -182,6 +191,43 @@ def claim(key: str, values: list[float], seeds: list[int], note: str) -> None:
     spread = statistics.stdev(values) if len(values) > 1 else None
     claimed = record.claim(SLUG, key, statistics.mean(values), spread, seeds, note)
     record.write(SLUG, [claimed])
+
+
+# Fine-tuning --------------------------------------------------------------------------------------
+
+
+def tuned(options: argparse.Namespace, encoder: Path, seed: int) -> float:
+    """Word error rate on unknown voices of a recogniser that starts from a saved encoder."""
+    seeds = [f"{place}.seed={seed}" for place in ("model", "stages.0.training")]
+    plan = recipe.read(options.tuning, [*seeds, f"model.from={encoder}"])
+    recogniser = trained(plan, encoder.parent / "tuned")
+    sounds, said, _ = heard(options.kind, "heldout", options.utterances[2])
+    read = [" ".join(word.text for word in transcribe(recogniser, [sound])) for sound in sounds]
+    return word_errors(said, read).rate
+
+
+def tuning(options: argparse.Namespace) -> None:
+    """Fine-tune every arm from every seed, pre-trained and not."""
+    found: dict[str, list[float]] = {}
+    for seed in options.seeds:
+        for arm in ARMS:
+            plan = planned(options, arm, seed)
+            known, blank = (options.folder / f"{arm}-{seed}{end}" for end in ("", "-fresh"))
+            trained(plan, known)
+            model = started(plan.model, recipe.build)
+            save(model, extractor_of(plan.data.extractor), blank / "model")
+            for name, place in ((arm, known), (f"{arm}, not pre-trained", blank)):
+                found.setdefault(name, []).append(tuned(options, place / "model", seed))
+                print(name, seed, f"{found[name][-1]:.4f}", flush=True)
+    rows = [
+        {
+            "encoder": name,
+            "WER, unknown voices": round(statistics.mean(rates), 4),
+            "over seeds": " ".join(f"{rate:.4f}" for rate in rates),
+        }
+        for name, rates in found.items()
+    ]
+    record.write(SLUG, (), {"fine-tuned recognisers": rows, "conditions": conditions(options)})
 
 
 # A step of pre-training ---------------------------------------------------------------------------
@@ -329,13 +375,14 @@ def conditions(options: argparse.Namespace) -> list[dict[str, str]]:
     ]
 
 
-PARTS = {"probes": probes, "steps": steps, "lengths": lengths}
+PARTS = {"probes": probes, "tuning": tuning, "steps": steps, "lengths": lengths}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--recipe", type=Path, default=RECIPES / "mini.toml")
+    parser.add_argument("--tuning", type=Path, default=RECIPES / "finetune-mini.toml")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
     parser.add_argument("--folder", type=Path, default=Path("runs/ssl"), help="of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

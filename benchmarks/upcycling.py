@@ -21,13 +21,12 @@ from typing import Any
 import record
 import speed
 import torch
+from marks import marks_of
 from painting import repainted
 from torch.nn import Module
 
 import pared
 from pared import anatomy
-from pared.bench import edits as marks
-from pared.bench.distances import frechet
 from pared.bench.judge import judge_of
 from pared.bench.movement import movement
 from pared.checkpoint import load
@@ -177,23 +176,7 @@ class Bench:
 
     def marks(self, model: Module, task: str) -> Figures:
         """How good its pictures are on held-out examples."""
-        examples = self.held_out[task]
-        painted = self.painted(model, task)
-        target = examples.images[examples.after].float() / 255
-        if task == "text-to-image":
-            features, real = self.judge.of_images(painted), self.judge.of_images(target)
-            return {"Frechet to real": frechet(features, real)}
-        given = examples.images[examples.before].float() / 255
-        near = {name: float(x.mean()) for name, x in marks.closeness(painted, target).items()}
-        seen = self.judge.of_images(painted), self.judge.of_images(target)
-        found: Figures = {"PSNR": near["psnr"], "squared error": near["mse"]}
-        found["judge's distance to truth"] = float((1 - (seen[0] * seen[1]).sum(-1)).mean())
-        if task != "upscale":
-            direction = marks.target_direction(self.judge, given, painted, target)
-            found["DVS"] = marks.average(direction)[0]
-            words = marks.caption_direction(self.judge, given, painted, examples.captions)
-            found["DCS"] = marks.average(words)[0]
-        return found
+        return marks_of(self.judge, self.held_out[task], self.painted(model, task))
 
     def painted(self, model: Module, task: str) -> torch.Tensor:
         """One picture for each held-out example, each batch from a noise of its own."""

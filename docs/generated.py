@@ -334,6 +334,17 @@ MEASURED = {
         "(methods/explicit-conditioning.md) per step, and attention linear in the tokens. These "
         "are multiply-adds and parameters; what is lost, training and the bench must show.",
     ),
+    "all-in-one": (
+        "All in one, measured",
+        "The house models answer the same held-out requests from the same noise, in two ways. "
+        "*Naive* is a model for each task with softmax attention: the teacher that paints, and "
+        "three fine-tunes of it, which take three passes a step to edit. *All in one* is "
+        "`house:tasks`: [one model for four tasks](methods/multi-task-upcycling.md) that "
+        "[edits in one pass](methods/explicit-conditioning.md), with [linear attention]"
+        "(methods/edit.md), trained for as many steps in all as each of the three was. "
+        "[The bill](product.md) counts what the same steps save at full size; at 64 pixels linear "
+        "attention saves nothing, and the milliseconds here come from the passes alone.",
+    ),
     "caching": (
         "Reuse, measured",
         "Every setting that the [methods of reuse](reuse.md) name in their records, on the house "

@@ -121,6 +121,24 @@ def test_student_computes_what_it_computed_when_it_was_saved():
     assert [m.info.slug for m in stack_of(denoiser(student))] == ["edit"]
 
 
+@pytest.mark.parametrize("task", ["edit", "upscale"])
+def test_the_model_of_all_tasks_comes_nearer_to_what_is_wanted(task):
+    from pared.tasks.sampling import sample
+    from pared.worlds.emoji.edits import MAKERS
+
+    pipeline = checkpoint.load(house.folder_of("house:tasks"), verify=True)
+    pipeline.set_progress_bar_config(disable=True)
+    examples = MAKERS[task](size=64, split="heldout", count=24)
+    given, wanted = (examples.images[rows] for rows in (examples.before, examples.after))
+    generator = torch.Generator().manual_seed(0)
+    made = sample(pipeline, task, examples.texts, given, steps=2, generator=generator)
+
+    def error(pictures):
+        return (pictures - wanted.float() / 255).square().mean()
+
+    assert error(made) < 0.75 * error(given.float() / 255)
+
+
 def test_unknown_house_model():
     with pytest.raises(InputError, match="shipped are"):
         house.folder_of("house:mansion")

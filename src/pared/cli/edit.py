@@ -22,7 +22,7 @@ def command(model: str, picture: Path, instruction: str, **call: Any) -> None:
 
     \b
     Examples:
-      pared edit runs/tasks/model apple.png "make it green" -o green.png
+      pared edit house:tasks apple.png "make it green" -o green.png
       pared edit runs/tasks/model me.png "turn the man into a woman" --guidance 3 -o her.png
     """
     given.repaint("edit", model, picture, instruction, **call)

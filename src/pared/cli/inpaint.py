@@ -23,7 +23,7 @@ def command(model: str, picture: Path, what: str, **call: Any) -> None:
 
     \b
     Examples:
-      pared inpaint runs/tasks/model desk.png "remove the red apple" -o without.png
+      pared inpaint house:tasks desk.png "remove the red apple" -o without.png
       pared inpaint runs/tasks/model desk.png "remove the red apple" --mask m.png -o without.png
     """
     given.repaint("inpaint", model, picture, what, **call)

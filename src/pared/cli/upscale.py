@@ -22,7 +22,7 @@ def command(model: str, picture: Path, prompt: str, **call: Any) -> None:
 
     \b
     Examples:
-      pared upscale runs/tasks/model small.png -o large.png
+      pared upscale house:tasks small.png -o large.png
       pared upscale runs/tasks/model small.png "red apple" --steps 10 -o large.png
     """
     given.repaint("upscale", model, picture, prompt, **call)
