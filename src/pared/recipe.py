@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from pared import anatomy, checkpoint, info
 from pared.errors import InputError
+from pared.few_step import rounds
 from pared.healing import student_of, task_of
 from pared.method import Model, convert, denoiser, parse, replace_denoiser, stack_of
 from pared.training import TrainingSettings, train
@@ -45,6 +46,8 @@ EMOJI = "emoji"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 # The objectives that only methods have a use for.
 HEALING = ("distillation", "guided", "explicit")
+# The one that a stage may name where the recipe has another.
+HALVING = "progressive"
 # What a recipe's model may be of; or one of pared's own.
 LIBRARIES = ("diffusers", "transformers")
 
@@ -168,7 +171,7 @@ class ObjectiveTable(_Table):
 
     name: Literal[
         "contrastive", "autoencoding", "denoising", "distillation", "guided", "explicit", "ctc",
-        "enhancement", "wav2vec2",
+        "enhancement", "wav2vec2", "progressive",
     ]  # fmt: skip
     settings: dict[str, Any] = {}
     task: dict[str, Any] = Field(
@@ -185,7 +188,10 @@ class Stage(_Table):
         description="what trains: all that training.trainable names, or what the methods name",
     )
     training: TrainingSettings
-    objective: dict[str, Any] = Field(default={}, description="changes to the objective's settings")
+    objective: dict[str, Any] = Field(
+        default={},
+        description="changes to the objective's settings; with a name, progressive, all of its own",
+    )
 
 
 class Recipe(_Table):
@@ -245,6 +251,21 @@ class Recipe(_Table):
         return self
 
     @model_validator(mode="after")
+    def _of_halving(self) -> "Recipe":
+        names = [self.objective_of(stage).name for stage in self.stages]
+        if any(name not in (self.objective.name, HALVING) for name in names):
+            raise ValueError(
+                f"a stage has the objective of the recipe, {self.objective.name!r}, or names "
+                f"{HALVING!r}"
+            )
+        if HALVING in names and not (self.model.from_ and self.data.kind == "latents"):
+            raise ValueError(
+                f"{HALVING!r} halves the steps of a pipeline on data of kind 'latents'; give that "
+                "kind, and a pipeline to start from"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _of_emoji_alone(self) -> "Recipe":
         if EMOJI not in (self.data.tasks.values() or [self.data.source]):
             if self.data.balance:
@@ -259,6 +280,14 @@ class Recipe(_Table):
         if (largest := max(stage.size for stage in self.stages)) > STORED_SIZE:
             raise ValueError(f"size {largest} is beyond the emoji world's {STORED_SIZE} pixels")
         return self
+
+    def objective_of(self, stage: Stage) -> ObjectiveTable:
+        """What a stage is trained by: the recipe's objective, changed, or one that it names."""
+        changes = dict(stage.objective)
+        name = changes.pop("name", None)
+        settings = self.objective.settings | changes if name is None else changes
+        update = {"name": name or self.objective.name, "settings": settings}
+        return self.objective.model_copy(update=update)
 
 
 def read(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -367,7 +396,16 @@ def check(recipe: Recipe) -> None:
     for spec in recipe.model.methods:
         parse(spec)
     for stage in recipe.stages:
-        _objective(recipe.objective, stage.objective)
+        _objective(recipe.objective_of(stage))
+
+
+def steps_of(recipe: Recipe) -> int:
+    """Optimizer steps of all stages."""
+    total = 0
+    for stage in recipe.stages:
+        objective, each = _objective(recipe.objective_of(stage)), stage.training.steps
+        total += objective.updates(each) if isinstance(objective, rounds.Rounds) else each
+    return total
 
 
 def _trainer(sound: Sound) -> ModuleType:
@@ -429,7 +467,7 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
     _to_accelerator(pipeline)
     for number, stage in enumerate(recipe.stages, start=1):
         data, companion = _data(recipe.data, stage.size, pipeline)
-        objective = _objective(recipe.objective, stage.objective)
+        objective = _objective(recipe.objective_of(stage))
         if not train(model, objective, data, stage.training, folder / f"stage-{number}").finished:
             return None
     if recipe.objective.name == "autoencoding":
@@ -453,19 +491,27 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
     torch.manual_seed(recipe.model.seed)
     methods: list[Any] = [parse(spec) for spec in recipe.model.methods]
     convert(student, *methods)
-    for number, stage in enumerate(recipe.stages, start=1):
+    task = task_of(pipeline, **recipe.objective.task)
+    objectives = [_objective(recipe.objective_of(stage), task) for stage in recipe.stages]
+    for objective in objectives:
+        if isinstance(objective, rounds.Rounds):
+            objective.bind(student, teacher)  # what can't be is refused before data are encoded
+    for number, (stage, objective) in enumerate(
+        zip(recipe.stages, objectives, strict=True), start=1
+    ):
         data, _ = _data(recipe.data, stage.size, pipeline, stack_of(student))
-        task = task_of(pipeline, **recipe.objective.task)
-        objective = _objective(recipe.objective, stage.objective, task)
         objective.bind(student, teacher, data)
         settings = stage.training
         if stage.train == "methods":
             family = anatomy.of(student)
             named = tuple(p for m in stack_of(student) for p in m.trainable(family))
             settings = settings.model_copy(update={"trainable": named})
-        if not train(student, objective, data, settings, folder / f"stage-{number}").finished:
+        go = rounds.train if isinstance(objective, rounds.Rounds) else train
+        if not go(student, objective, data, settings, folder / f"stage-{number}").finished:
             return None
     replace_denoiser(pipeline, student)
+    if isinstance(objective, rounds.Rounds):
+        objective.equip(pipeline)
     checkpoint.save(pipeline, folder / "model")
     return pipeline
 
@@ -543,8 +589,8 @@ def set_scaling_factor(vae: Any, images: Tensor, count: int = 512) -> None:
     vae.register_to_config(scaling_factor=round(1 / float(std), 5))
 
 
-def _objective(table: ObjectiveTable, changes: dict[str, Any], task: Any = None) -> Any:
-    """The objective of a recipe; one of the denoiser's own task, unless settings say another."""
+def _objective(table: ObjectiveTable, task: Any = None) -> Any:
+    """The objective of a stage; one of the denoiser's own task, unless settings say another."""
     from pared.objectives import (
         autoencoding,
         contrastive,
@@ -557,10 +603,10 @@ def _objective(table: ObjectiveTable, changes: dict[str, Any], task: Any = None)
         wav2vec2,
     )
 
-    settings = table.settings | changes
+    settings = dict(table.settings)
     if table.name == "denoising" and task is not None and not settings:
         return task
-    if table.name in HEALING:
+    if table.name in (*HEALING, HALVING):
         settings["task"] = task
     classes = {
         "contrastive": contrastive.Contrastive,
@@ -572,6 +618,7 @@ def _objective(table: ObjectiveTable, changes: dict[str, Any], task: Any = None)
         "ctc": ctc.CTC,
         "enhancement": enhancement.Enhancement,
         "wav2vec2": wav2vec2.Wav2Vec2Pretraining,
+        HALVING: rounds.Rounds,
     }
     try:
         return classes[table.name](**settings)

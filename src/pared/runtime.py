@@ -54,6 +54,12 @@ Blocks that are compiled one by one don't share theirs any more, since each has 
 raise `torch._dynamo.config.recompile_limit` (8) to blocks x plans, or torch stops compiling there,
 with a warning.
 
+One method of a model may compute only parts of a call, some patches, say (`leads`). It tells the
+clocks of the other methods, ahead of their own decisions, what of a call is theirs (`leaves`): all
+of it; a new beginning, because it needs everything computed; or nothing, because the tensors that
+come by have other tokens than those kept. At such a call the others find nothing kept, and what
+they keep is gone behind it.
+
 What would make a method lie is refused: a cache of diffusers or cache-dit on the same model, and a
 part of the model that was replaced since the method was attached to it.
 
@@ -81,6 +87,9 @@ from pared.method import denoiser
 
 # Shape, type and device of every tensor of a call.
 Shapes = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+
+# What a method leaves to the others of a call: what they kept and keep; what they keep; nothing.
+Leaves = Literal["all", "fresh", "nothing"]
 
 # Arguments of denoisers that say what to paint.
 CONDITION = ("encoder_hidden_states", "class_labels")
@@ -148,6 +157,8 @@ class Hands:
     call: int = 0
     plan: Any = None
     kept: dict[Any, Any] = field(default_factory=dict)
+    leaves: Leaves = "all"
+    left: Leaves = "all"  # by another method
     memory: dict[tuple[int, Shapes], Context] = field(default_factory=dict)
     first: Reading | None = None  # the first call of the running step
     next: Reading | None = None  # the same, as soon as the running call has succeeded
@@ -160,6 +171,7 @@ class Clock:
         target: a pipeline, or a bare denoiser.
         undo: gets what stops the clock.
         steps: of a run, for a bare denoiser; a pipeline knows its own, unless told otherwise.
+        leads: whether the method computes parts of a call, and sets `leaves`; one of a model can.
 
     Attributes:
         on_call: called before each call of the denoiser, when the clock shows its time; what it
@@ -171,7 +183,9 @@ class Clock:
         InputError: the denoiser takes no timestep, or has a cache of another library already.
     """
 
-    def __init__(self, target: Any, undo: ExitStack, steps: int | None = None) -> None:
+    def __init__(
+        self, target: Any, undo: ExitStack, steps: int | None = None, leads: bool = False
+    ) -> None:
         model = anatomy.unwrap(denoiser(target))
         # The class's own forward: offloading puts one without names over it.
         self._names = list(inspect.signature(type(model).forward).parameters)[1:]
@@ -189,7 +203,12 @@ class Clock:
         self.on_call: Callable[[], Any] | None = None
         self.stats: dict[str, Any] = {"runs": 0, "calls": 0, "bytes": 0}
         self._threads, self._lock = threading.local(), threading.Lock()
-        undo.callback(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+        if leads:
+            cast(Any, model).pared_leader = self
+            undo.callback(delattr, model, "pared_leader")
+        # The others decide by what the leader leaves them, whichever was attached first.
+        begin = model.register_forward_pre_hook(self._begin, prepend=leads, with_kwargs=True)
+        undo.callback(begin.remove)
         undo.callback(model.register_forward_hook(self._end).remove)
 
     @property
@@ -226,6 +245,15 @@ class Clock:
     @plan.setter
     def plan(self, plan: Any) -> None:
         self._hands.plan = plan
+
+    @property
+    def leaves(self) -> Leaves:
+        """What of the running call is left to other methods; set in `on_call` by one that leads."""
+        return self._hands.leaves
+
+    @leaves.setter
+    def leaves(self, leaves: Leaves) -> None:
+        self._hands.leaves = leaves
 
     @property
     def kept(self) -> dict[Any, Any]:
@@ -270,8 +298,10 @@ class Clock:
         with self._lock:
             self.stats["runs"] += begins == "run"
             self.stats["calls"] += 1
+        leader = getattr(self._model, "pared_leader", self)
+        hands.left = "all" if leader is self else leader.leaves
         context = hands.memory.get((hands.call, now.shapes))
-        if context is None or not now.continues(context.reading):
+        if context is None or hands.left != "all" or not now.continues(context.reading):
             context = Context(now)
         context.reading, context.step = now, hands.step
         hands.memory[hands.call, now.shapes], hands.kept = context, context.kept
@@ -286,7 +316,8 @@ class Clock:
         held = held_bytes([context.kept for context in hands.memory.values()])
         with self._lock:
             self.stats["bytes"] = max(self.stats["bytes"], held)
-        if hands.steps is not None and hands.step == hands.steps - 1:
+        over = hands.steps is not None and hands.step == hands.steps - 1
+        if over or hands.left == "nothing":
             hands.kept.clear()
 
     def _read(self, args: tuple, kwargs: dict[str, Any]) -> Reading:

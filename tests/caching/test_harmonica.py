@@ -37,6 +37,7 @@ from pared.errors import InputError
 from pared.worlds import emoji
 from pared.worlds.house import folder_of
 from tests.recipes import pipelines
+from tests.signals import ctrl_c
 
 CHECKS = [f for name, f in inspect.getmembers(harmonica_checks) if name.startswith("check_")]
 # A training that takes a moment.
@@ -327,7 +328,8 @@ def test_a_stopped_training_goes_on_to_the_same_scores(pipe, tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     settings |= {"target_reuse": 0.4}
-    first = learn(pipe, conditions, tmp_path / "parts", **settings, on_trajectory=interrupt)
+    with ctrl_c():
+        first = learn(pipe, conditions, tmp_path / "parts", **settings, on_trajectory=interrupt)
     assert (first.run.steps, first.run.finished) == (3, False)
     with pytest.raises(InputError, match=r"holds a run with learning_rate=0\.01, but this run has"):
         learn(pipe, conditions, tmp_path / "parts", **settings, learning_rate=0.5)

@@ -18,13 +18,16 @@ from diffusers import (
 )
 
 import pared
-from pared import anatomy, info
+from pared import anatomy
 from pared.anatomy import flux, presets
 from pared.attention.edit import EDiT
 from pared.attention.re_ttention import Rettention
+from pared.bench.peers import FirstBlockCache
 from pared.caching import ras_checks, regional
+from pared.caching.attention_map_reuse import AttentionMapReuse
 from pared.caching.ras import Ras
 from pared.caching.regions import patch_metric
+from pared.caching.taylorseer import Taylorseer
 from pared.errors import InputError
 from pared.worlds.house import folder_of
 
@@ -329,21 +332,21 @@ def test_a_control_net_is_refused():
     assert not pipe.transformer._forward_hooks
 
 
-@pytest.mark.parametrize("name", ["sd3", "lumina", "flux", "pixart"])
-def test_other_caches_of_the_same_model_are_refused(name):
+@pytest.mark.parametrize("name", ["sd3", "flux", "pixart"])
+def test_what_reuses_the_same_is_refused(name):
+    """Maps of the attentions whose keys it keeps, and the output of the whole."""
+    model, maps = toy(name), r"reuses \S*transformer_blocks\.0\.attn1?"
+    whole = [Taylorseer(sites="output"), FirstBlockCache()]
     others = [
-        record.load()()
-        for record in info.registry().values()
-        if record.folder == "caching" and record.kind == "runtime" and name in record.families
-        if record.slug != "ras"
+        (AttentionMapReuse(), maps),
+        (Rettention(), maps),
+        *((w, "reuses deno") for w in whole),
     ]
-    if name != "lumina":
-        others.append(Rettention())
-    model = toy(name)
-    for other in others:
+    for other, words in others:
         for pair in ((Ras(), other), (other, Ras())):
-            with pytest.raises(InputError, match=f"{pair[1].info.slug} reuses .* already reuses"):
+            with pytest.raises(InputError, match=f"{pair[1].info.slug} {words}.* already reuses"):
                 pared.apply(model, *pair)
+    assert not model._forward_pre_hooks and not hasattr(model, "pared_leader")
 
 
 def test_what_else_is_refused():

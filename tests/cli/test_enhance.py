@@ -8,6 +8,7 @@ import sys
 import time
 import types
 import wave
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from pared.speech.streaming_pse import enrolment
 from pared.speech.streaming_pse.method_checks import noise, toy
 from pared.speech.streaming_pse.stream import Stream
 from pared.worlds.speech import audio
+from tests.signals import ctrl_c
 
 WHOLE = noise(3 * 16000)
 
@@ -213,14 +215,34 @@ def test_a_reader_that_goes_away_ends_it_quietly(kept):
 
 
 def test_interrupted_it_writes_what_it_has(kept, tmp_path):
-    running = process(kept, "-o", tmp_path / "clean.wav")
-    running.stdin.write(pcm(WHOLE)[:40000])
+    with ctrl_c():
+        running = process(kept, "-o", tmp_path / "clean.wav")
+    # Whole hops: once all but the last came out, all were taken in.
+    running.stdin.write(pcm(WHOLE[: 78 * 256]))
     running.stdin.flush()
-    path = arrived(running, tmp_path / "clean.wav", 19000)
+    path = arrived(running, tmp_path / "clean.wav", 77 * 256)
     running.send_signal(signal.SIGINT)
     assert running.wait(60) == 130
-    assert len(read(path)) == 20000
+    assert len(read(path)) == 78 * 256
     assert b"enhanced with a real-time factor" in running.stderr.read()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_interrupted_at_work_it_loses_nothing_unless_it_is_again(kept, times):
+    """Ctrl-C while pieces are written, with more of them behind."""
+    enhancer, got = toy(window=512), []
+    voice = enrolment.load(kept / "me.safetensors", enhancer)
+
+    def write(samples):
+        got.append(samples)
+        if len(got) <= times:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    again = pytest.raises(KeyboardInterrupt) if times > 1 else nullcontext()
+    with ctrl_c(), again:
+        pieces = WHOLE.split(5000)
+        assert not sound.enhance(Stream(enhancer, voice), pieces, write, sound.Meter(False))
+    assert sum(map(len, got)) == 5000
 
 
 def test_trouble_in_mid_stream_leaves_what_came_before(wanted):

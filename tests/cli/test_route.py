@@ -10,6 +10,7 @@ import torch
 
 from pared.caching.harmonica_tables import Routing
 from pared.caching.harmonica_training import Lesson
+from tests.signals import ctrl_c
 
 # Three steps, two trajectories of two updates, 32 x 32 pixels.
 QUICK = ("--steps", 3, "--updates", 4, "--batch-size", 2, "--size", 32, "--prompts", "prompts.txt")
@@ -54,7 +55,7 @@ def test_a_stopped_training_goes_on_to_the_same_router(run, pipeline, tmp_path, 
         os.kill(os.getpid(), signal.SIGINT)
         return trajectory(self, number)
 
-    with monkeypatch.context() as patch:
+    with ctrl_c(), monkeypatch.context() as patch:
         patch.setattr(Lesson, "one_trajectory", interrupted)
         result = run("route", pipeline, *QUICK, "-o", "my router.safetensors")
     assert result.exit_code == 130 and not (tmp_path / "my router.safetensors").exists()

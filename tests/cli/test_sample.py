@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from diffusers import PixArtTransformer2DModel
 from PIL import Image
 
 from pared.cli import pictures
@@ -48,6 +49,22 @@ def test_a_converted_pipeline(run, tmp_path, pipeline):
     run("convert", pipeline, "--with", "edit", "-o", "student")
     result = run("sample", "student", "red apple", "--steps", 1, "-o", "a.png")
     assert result.exit_code == 0, result.output
+
+
+def test_a_student_that_reads_the_scale_is_called_once_a_step(run, pipeline, monkeypatch):
+    run("convert", pipeline, "--with", "guidance-distillation", "-o", "student")
+    forward, calls = PixArtTransformer2DModel.forward, []
+
+    def counted(self, latents, *arguments, **call):
+        calls.append((len(latents), self.pared_inputs["guidance_weight"].value.item()))
+        return forward(self, latents, *arguments, **call)
+
+    monkeypatch.setattr(PixArtTransformer2DModel, "forward", counted)
+    for scale, weight in ((["--guidance", 3], 2.0), ([], 3.5)):  # the pipeline's own is 4.5
+        calls.clear()
+        result = run("sample", "student", "red apple", "--steps", 2, *scale, "-o", "a.png")
+        assert result.exit_code == 0, result.output
+        assert calls == [(1, weight)] * 2
 
 
 @pytest.fixture

@@ -381,8 +381,10 @@ def test_rounds_halve_and_the_last_two_are_longer(tmp_path):
     objective = Progressive(8, 0.0, 4.0)
     run = halve(model, objective, data(model), settings(), tmp_path)
     assert run.finished and objective.steps == 1
-    done = {p.parent.name: int(p.name[-8:]) for p in tmp_path.glob("steps-*/checkpoint-*")}
-    assert done == {"steps-8": 3, "steps-4": 3, "steps-2": 6, "steps-1": 6}
+    done = {p.parent.name: int(p.name[-8:]) for p in tmp_path.glob("round-*/checkpoint-*")}
+    assert done == {
+        "round-1-steps-8": 3, "round-2-steps-4": 3, "round-3-steps-2": 6, "round-4-steps-1": 6,
+    }  # fmt: skip
     assert any(not torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
@@ -434,8 +436,10 @@ def test_a_model_without_the_input_is_distilled_as_it_is(tmp_path):
     latents, _, condition = anatomy.of(model).example(8, 8, 8, text_tokens=4)
     empty = {name: entry[0] for name, entry in condition.items()}
     held = LatentData(latents, torch.zeros_like(latents), condition, empty)
-    objective = Progressive(2, task=Denoising("v"))
+    objective = Progressive(2, w_max=0.0, task=Denoising("v"))
     assert halve(model, objective, held, settings(steps=1), tmp_path).finished
+    with pytest.raises(InputError, match="the model to distil reads no guidance weight"):
+        halve(model, Progressive(2, w_max=1.0), held, settings(steps=1), tmp_path / "guided")
 
 
 @pytest.mark.parametrize(("first", "last"), [(6, 1), (4, 3), (2, 4), (4, 0)])
@@ -445,13 +449,26 @@ def test_halving_that_leads_elsewhere_is_refused(first, last):
 
 
 def test_more_steps_than_a_grid_has_are_refused():
-    model = student_of_stage_one()
     task = Denoising("v")
-    Progressive(500, task=task).bind(model, model)
-    Progressive(1000, stepper="stochastic", task=task).bind(model, model)
+    Progressive(500, task=task)
+    Progressive(1000, stepper="stochastic", task=task)
     with pytest.raises(InputError, match="1024 different times"):
-        Progressive(512, task=task).bind(model, model)
-    Progressive(512).bind(model, model)
+        Progressive(512, task=task)
+    Progressive(512)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"w_min": 5.0, "w_max": 2.0}, "guidance weights from 5 to 2 can't be drawn"),
+        ({"w_min": -1.0}, "guidance weights from -1 to 14 can't be drawn"),
+        ({"stepper": "sampler"}, "stepper 'sampler' doesn't exist; give deterministic or stoch"),
+        ({"weighting": "snr"}, "weighting 'snr' doesn't exist; give velocity or truncated_snr"),
+    ],
+)
+def test_bad_settings_say_what_is_right(changes, told):
+    with pytest.raises(InputError, match=told):
+        Progressive(4, **changes)
 
 
 def test_the_linear_schedule_falls_to_zero():

@@ -14,6 +14,7 @@ from pared import anatomy, recipe
 from pared.anatomy import presets
 from pared.errors import InputError
 from pared.guidance import guidance_distillation_checks
+from pared.guidance.guidance_distillation import one_pass
 from pared.healing import student_of
 from pared.nn.diffusion import guidance_features
 from pared.objectives.denoising import Denoising
@@ -156,6 +157,19 @@ def test_a_stock_pipeline_of_another_family_reads_what_was_put_in():
     guided = paint()
     assert not torch.equal(guided, plain)
     assert torch.equal(guided, paint())
+
+
+def test_the_scale_of_a_call_becomes_the_weight_where_the_pipeline_does_not_know_it():
+    pipe = pipeline("sd3")
+    assert one_pass(pipe, guidance_scale=3.0) == {"guidance_scale": 3.0}
+    pipe.transformer = converted("sd3")
+    assert one_pass(pipe, num_inference_steps=4) == {"num_inference_steps": 4, "guidance_scale": 1}
+    weight = anatomy.of(pipe.transformer).input(WEIGHT)
+    assert weight.value == 6.0  # the pipeline's own scale is 7
+    assert one_pass(pipe, guidance_scale=3.0) == {"guidance_scale": 1.0} and weight.value == 2.0
+    pipe = pipeline("unet")
+    pipe.unet = converted("unet")
+    assert one_pass(pipe, guidance_scale=3.0) == {"guidance_scale": 3.0}
 
 
 @pytest.mark.parametrize("family", ("unet", *OTHERS))

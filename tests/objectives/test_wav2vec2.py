@@ -11,7 +11,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import pared
 from pared import anatomy, recipe
-from pared.bench.words import word_errors
 from pared.errors import InputError
 from pared.method import convert, parse
 from pared.objectives import wav2vec2_checks
@@ -212,6 +211,16 @@ def test_memory_of_a_step_against_length():
 
 # Learning -----------------------------------------------------------------------------------------
 
+# The recipe at a size that trains in twenty seconds: narrow, with fewer codes.
+QUICK = [
+    f"model.config.{x}"
+    for x in (
+        "hidden_size=64", "intermediate_size=192", "num_hidden_layers=3", "conv_dim=[80, 64, 64]",
+        "num_conv_pos_embedding_groups=64", "num_codevectors_per_group=64", "codevector_dim=64",
+        "proj_codevector_dim=64",
+    )
+] + ["stages.0.training.steps=250", "stages.0.training.learning_rate=2e-3"]  # fmt: skip
+
 
 def scores_of(model, data):
     """Loss, accuracy and codes in use on 160 crops of utterances that training hasn't."""
@@ -222,10 +231,10 @@ def scores_of(model, data):
     return [float(torch.stack(values).mean()) for values in zip(*found, strict=True)]
 
 
-def errors_of(make):
-    """Word error rate of a linear probe on features, for voices that it hasn't heard."""
+def probed(make):
+    """Loss per letter of a linear probe on features, for voices that it hasn't heard."""
     characters, parts = Characters(), []
-    for split, count in (("train", 400), ("validation", 40), ("heldout", 60)):
+    for split, count in (("train", 160), ("heldout", 60)):
         world = speech.load("digits", split, count)
         sounds = [world.waveform(n) for n in range(count)]
         targets = [torch.tensor(characters.encode(text)) for text in world.transcripts]
@@ -233,23 +242,21 @@ def errors_of(make):
     _, layers, width = parts[0].features[0].shape
     torch.manual_seed(0)
     probe = probing.Probe(layers, width, len(characters), hidden=None)
-    probing.fit(probe, *parts[:2], epochs=40, batch_size=8, rate=2e-2)
-    return word_errors(world.transcripts, probing.transcripts(probe, parts[2], characters)).rate
+    return min(probing.fit(probe, *parts, epochs=15, batch_size=8, rate=2e-2))
 
 
-@pytest.mark.slow  # five minutes on one core
+@pytest.mark.slow  # fifty seconds on one core
 def test_it_learns_to_tell_digits_apart(tmp_path):
-    """300 steps: frames are told apart, by many codes, as well as by attention; a probe reads."""
+    """Frames are told apart, by many codes, as well as by attention; a frozen probe hears more."""
     extractor = extractor_of("transformers.Wav2Vec2FeatureExtractor")
     data = PretrainingData(speech.load("digits", "validation"), extractor, 1.5)
-    found, models = {}, {}
-    for mixer in ("summarymixing-asr", "rope-asr"):
-        methods = f'model.methods=["mel-front", "{mixer}"]'
-        plan = recipe.read(PAPER.parent / "mini.toml", [methods])
-        models[mixer] = recipe.run(plan, tmp_path / mixer)
-        found[mixer] = scores_of(models[mixer], data)
-    loss, right, codes = found["summarymixing-asr"]
-    assert right > 0.2 and codes > 10 and loss < math.log(101) - 1, found
-    assert right > found["rope-asr"][1] - 0.05, found
-    ours = errors_of(lambda x: probing.layers_of(models["summarymixing-asr"], extractor, x))
-    assert ours < 0.7 * errors_of(probing.mel_of)
+    mini, found, models = PAPER.parent / "mini.toml", {}, {}
+    for name, changes in (("ours", []), ("twin", ['model.methods=["mel-front", "rope-asr"]'])):
+        models[name] = recipe.run(recipe.read(mini, [*QUICK, *changes]), tmp_path / name)
+        assert models[name] is not None, "a signal from elsewhere stopped the training"
+        found[name] = scores_of(models[name], data)
+    loss, right, codes = found["ours"]
+    assert right > 0.25 and codes > 10 and loss < math.log(101) - 1, found
+    assert right > found["twin"][1] - 0.05, found
+    ours = probed(lambda x: probing.layers_of(models["ours"], extractor, x))
+    assert ours < 0.75 * probed(probing.mel_of)

@@ -15,6 +15,7 @@ from pared.errors import InputError
 from pared.speech.recognition import load, transcribe
 from pared.training import loop
 from pared.worlds import speech
+from tests.signals import ctrl_c
 from tests.worlds.tones import Tones
 
 soundfile = pytest.importorskip("soundfile")
@@ -54,7 +55,7 @@ def interruption(at):
             os.kill(os.getpid(), signal.SIGINT)
         return step(self, number)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with ctrl_c(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, "one_step", interrupted)
         yield
 

@@ -1,6 +1,7 @@
 """The loop's promises: resuming changes nothing, stops lose nothing, wrong resumes are refused."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from pared.errors import InputError
 from pared.training import train
 from pared.training.checkpoints import latest
+from tests.signals import ctrl_c
 from tests.training.toys import Fit, Points, net, settings
 
 TOYS = "tests.training.toys"
@@ -53,7 +55,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, stop):
 
 
 def test_interrupt_checkpoints_and_says_how_to_resume(tmp_path, uninterrupted):
-    stopped = script(tmp_path, 10, "SIGINT")
+    with ctrl_c():
+        stopped = script(tmp_path, 10, "SIGINT")
     assert stopped.returncode == 0
     assert "Stopped after step 10" in stopped.stdout + stopped.stderr
     assert latest(tmp_path).name == "checkpoint-00000010"
@@ -61,8 +64,18 @@ def test_interrupt_checkpoints_and_says_how_to_resume(tmp_path, uninterrupted):
     assert_equal_bits(final(tmp_path), uninterrupted)
 
 
+def test_a_signal_that_is_ignored_stays_so(tmp_path, uninterrupted):
+    """In the background of a script Ctrl-C is for something else; to end it there is SIGTERM."""
+    with ctrl_c(signal.SIG_IGN):
+        assert script(tmp_path, 10, "SIGINT").returncode == 0
+        assert_equal_bits(final(tmp_path), uninterrupted)
+        script(tmp_path / "stopped", 10, "SIGTERM")
+    assert latest(tmp_path / "stopped").name == "checkpoint-00000010"
+
+
 def test_a_half_written_checkpoint_is_ignored(tmp_path, uninterrupted):
-    script(tmp_path, 10, "SIGINT")
+    with ctrl_c():
+        script(tmp_path, 10, "SIGINT")
     (tmp_path / "checkpoint-00000099.partial").mkdir()
     assert script(tmp_path).returncode == 0
     assert_equal_bits(final(tmp_path), uninterrupted)

@@ -207,7 +207,11 @@ def runs_twice(path: str) -> InputError:
 
 
 def each(function: Callable[..., Tensor], *outputs: Any) -> Any:
-    """A function of outputs of a branch, applied to each stream where these are tuples."""
+    """A function of outputs of a branch, applied to each stream where these are tuples.
+
+    Text that the last block has no use for may be None, and stays so.
+    """
     if isinstance(outputs[0], tuple):
-        return tuple(function(*parts) for parts in zip(*outputs, strict=True))
+        streams = zip(*outputs, strict=True)
+        return tuple(None if parts[0] is None else function(*parts) for parts in streams)
     return function(*outputs)

@@ -15,9 +15,13 @@ last step added to the latents. For an Euler step of a flow that is a multiple o
 prediction, so no weight of guidance is needed, and prompt and negative prompt, on a joint batch or
 by calls in turn, choose the same patches, while each sample of a batch chooses for itself. A bare
 denoiser's latents are compared from step to step likewise. A ramp has its mean over the steps that
-aren't dense. FLUX and PixArt, which the paper doesn't run, work as SD3 and Lumina-Next do. Steps
-are rounds of the pipeline's loop. Not verified: quality and speed at the paper's scale; schedulers
-other than Euler's for flows, which mix predictions of different age in every pixel.
+aren't dense. Another cache beside it (of blocks, of branches, of cross-attentions' maps) shares the
+resets: it works at dense steps alone, and those that fill the store of keys are full for it, too;
+in between it computes what comes by and keeps nothing, since a part of the patches, each of another
+age, is nothing to forecast from. So it gains where dense steps follow one another, before `start`
+and from `end` on. FLUX and PixArt, which the paper doesn't run, work as SD3 and Lumina-Next do.
+Steps are rounds of the pipeline's loop. Not verified: quality and speed at the paper's scale;
+schedulers other than Euler's for flows, which mix predictions of different age in every pixel.
 """
 
 import warnings
@@ -123,7 +127,7 @@ class Ras(RuntimeMethod):
         return self
 
     def dense(self, step: int, steps: int | None = None) -> bool:
-        """Whether a step computes all patches: when another cache should refresh, too.
+        """Whether a step computes all patches.
 
         Args:
             step: of a run, from 0.
@@ -166,13 +170,10 @@ class Ras(RuntimeMethod):
     def claims(self, family: Family) -> list[Claim]:
         if family.name not in self.info.families:
             return []
-        attentions = family.sites("self_attention", "joint_attention", "cross_attention")
-        sites = [site.path for site in (*attentions, *family.sites("feed_forward"))]
-        branches = [path for b in family.branches for path in (b.path, *b.feeds)]
-        # Whatever another cache keeps has more tokens than pass here at a step that isn't dense.
-        paths = ["denoiser", *(block.path for block in family.blocks), *sites, *branches]
+        attentions = family.sites("self_attention", "joint_attention")
+        # Keys and values of the others, and the prediction that they had.
         maps = [Claim(site.path, "reuses", "map") for site in attentions]
-        return maps + [Claim(path, "reuses") for path in dict.fromkeys(paths)]
+        return [*maps, Claim("denoiser", "reuses")]
 
     def attach(self, pipeline: Any) -> Handle:
         model = denoiser(pipeline)
@@ -181,7 +182,8 @@ class Ras(RuntimeMethod):
         self._require(family, sites, pipeline)
         with ExitStack() as undo:
             paths = tuple(site.path for site in sites)
-            regions = Regions(self, family, Clock(pipeline, undo, self.steps), paths)
+            clock = Clock(pipeline, undo, self.steps, leads=True)
+            regions = Regions(self, family, clock, paths)
             detour(family.model.get_submodule(family.embedder), regions.embed, undo)
             for site in sites:
                 detour(site.module, RegionalAttention(regions, site), undo)

@@ -16,13 +16,17 @@ from pared.anatomy.heads import Heads
 from pared.caching.regions import active_count, active_set, patch_metric
 from pared.errors import InputError
 from pared.nn.rotary import Rotary
-from pared.runtime import Clock
+from pared.runtime import Clock, Leaves
 
 if TYPE_CHECKING:
     from pared.caching.ras import Ras
 
 # "full" keeps nothing; "fill" computes all and keeps what regional steps need.
 Mode = Literal["full", "fill", "regional"]
+
+# What other methods have of such a call: where keys of all patches are kept all must be computed,
+# and where some patches pass there are too few tokens for anything that was kept.
+LEAVES: dict[Mode, Leaves] = {"full": "all", "fill": "fresh", "regional": "nothing"}
 
 
 class Plan(NamedTuple):
@@ -68,10 +72,14 @@ class Regions:
         return self.clock.kept["active"] if self.plan.mode == "regional" else None
 
     def decide(self) -> Plan:
+        plan = self._planned()
+        self.clock.count("reused" if plan.mode == "regional" else "computed", self.paths)
+        self.clock.leaves = LEAVES[plan.mode]
+        return plan
+
+    def _planned(self) -> Plan:
         clock, settings = self.clock, self.settings
-        regional = not settings.dense(clock.step, clock.steps) and bool(clock.kept)
-        clock.count("reused" if regional else "computed", self.paths)
-        if regional:
+        if not settings.dense(clock.step, clock.steps) and clock.kept:
             return Plan("regional", settings.more(clock.step, clock.steps))
         return Plan("full" if settings.dense(clock.step + 1, clock.steps) else "fill")
 

@@ -103,9 +103,11 @@ def command(
     import torch
 
     from pared.cli import pictures
+    from pared.guidance.guidance_distillation import one_pass
     from pared.method import apply
     from pared.upscaling import coarse_to_fine
 
+    arguments = one_pass(pipeline, **arguments)
     images = []
     # Without methods any pipeline will do, also one that pared can't read.
     with apply(pipeline, *methods) if methods else nullcontext():

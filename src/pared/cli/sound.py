@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from pared.cli.ctrl_c import CtrlC
 from pared.errors import InputError
 from pared.worlds import house
 
@@ -236,15 +237,16 @@ def enhance(stream: Stream, recording: Iterable[Tensor], write: Write, meter: Me
         InputError: the recording can't be used any further.
     """
     trouble: BaseException | None = None
-    try:
-        for samples in recording:
-            enhanced = stream(samples)
-            write(enhanced)
-            meter.show(samples, enhanced)
-    except (InputError, KeyboardInterrupt) as error:
-        trouble = error
-    meter.close()
-    write(stream.flush())
+    with CtrlC() as ctrl_c:
+        try:
+            for samples in ctrl_c.pieces(recording):
+                enhanced = stream(samples)
+                write(enhanced)
+                meter.show(samples, enhanced)
+        except (InputError, KeyboardInterrupt) as error:
+            trouble = error
+        meter.close()
+        write(stream.flush())
     if isinstance(trouble, InputError):
         raise trouble
     return trouble is None

@@ -45,9 +45,9 @@ def command(
     if folder.is_file():
         raise InputError(f"{folder} is a file; give the name of a folder.")
     recipes.check(plan)
-    steps = sum(stage.training.steps for stage in plan.stages)
-    what = plan.model.class_ or f"{plan.model.from_} with {' and '.join(plan.model.methods)}"
-    size = f"{_number(steps, 'step')} in {_number(len(plan.stages), 'stage')}"
+    methods = " and ".join(plan.model.methods)
+    what = f"{plan.model.class_ or plan.model.from_}{' with ' * bool(methods)}{methods}"
+    size = f"{_number(recipes.steps_of(plan), 'step')} in {_number(len(plan.stages), 'stage')}"
     click.echo(f"{plan.name}: {what}, {size}, to {folder}")
     if recipes.run(plan, folder) is None:
         words = [word for change in changes for word in ("--set", change)]

@@ -3,8 +3,10 @@
 Stage two of On Distillation of Guided Diffusion Models (arXiv 2210.03142, CVPR 2023), after
 Progressive Distillation (arXiv 2202.00512, ICLR 2022). A student of N steps learns to go in one
 step where its teacher, the student before, goes in two; then it is the teacher of the next one, of
-N / 2 steps. The guidance weight stays an input all the way. With w left aside by a model that has
-no input for it, this is plain progressive distillation.
+N / 2 steps. The guidance weight stays an input all the way. A model that has no input for it is
+distilled as it is, with w_max = 0: that is plain progressive distillation.
+
+In a recipe the rounds are a stage, see `pared.few_step.rounds`.
 
 Three kinds of student (`Stepper`): one for the deterministic sampler, one for the stochastic
 sampler, and an encoder, which goes from pictures to noise.
@@ -19,7 +21,7 @@ that predicts v or a flow. Not verified: quality at the paper's scale.
 import copy
 from collections.abc import Callable
 from pathlib import Path as Folder
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +106,10 @@ class Progressive(Distillation):
         stepper: what the student is for; an encoder has w = 0.
         weighting: see `pared.objectives.paths.Weighting`.
         task: what the denoiser predicts.
+
+    Raises:
+        InputError: w_min and w_max are no range, there is no such stepper or weighting, or there
+            are more steps than times that the denoiser was trained on.
     """
 
     def __init__(
@@ -116,19 +122,32 @@ class Progressive(Distillation):
         task: Denoising | None = None,
     ) -> None:
         super().__init__(task, output=1.0, feature=0.0, truth=0.0)
+        _check_choice("stepper", stepper, Stepper)
+        _check_choice("weighting", weighting, Weighting)
+        if not 0 <= w_min <= w_max:
+            raise InputError(
+                f"guidance weights from {w_min:g} to {w_max:g} can't be drawn; give w_min from 0 "
+                "up to w_max."
+            )
         self.steps, self.stepper, self.weighting = steps, stepper, weighting
         self.w_min, self.w_max = (0.0, 0.0) if stepper == "encoder" else (w_min, w_max)
+        self.path = Path.of(self.task)
+        self.path.require(steps if stepper == "stochastic" else 2 * steps)
+        self.label = f"N = {steps}"
 
     def bind(self, student: nn.Module, teacher: nn.Module, data: Any = None) -> "Progressive":
         """Set the teacher (never trained).
 
         Raises:
-            InputError: there are more steps than times that the teacher was trained on, or teacher
+            InputError: weights of guidance would be drawn that the student doesn't read, or teacher
                 and student aren't of one architecture.
         """
+        if self.w_max > 0 and WEIGHT not in anatomy.of(student).inputs:
+            raise InputError(
+                "the model to distil reads no guidance weight; convert and train it with "
+                "guidance-distillation first, or set w_max to 0."
+            )
         super().bind(student, teacher)
-        self.path = Path.of(self.task)
-        self.path.require(self.steps if self.stepper == "stochastic" else 2 * self.steps)
         return self
 
     def forward(
@@ -162,8 +181,8 @@ def halve(
     """Train `student` in place through rounds of ever fewer steps; each one's teacher is the last.
 
     Every round is a run of its own, with the learning rate's schedule from its beginning, in a
-    folder `steps-N` of its own. Called again after a stop, it goes over finished rounds and on from
-    where it was.
+    folder `round-1-steps-16` of its own. Called again after a stop, it goes over finished rounds
+    and on from where it was.
 
     Args:
         student: at first the teacher of the first round, e.g. healed by `Guided`.
@@ -179,20 +198,27 @@ def halve(
         The last round that was run; not `finished` where it was interrupted.
 
     Raises:
-        InputError: halving doesn't lead from the first N to the last.
+        InputError: halving doesn't lead from the first N to the last, or as for `Progressive.bind`.
     """
     rounds = halvings(objective.steps, last)
-    for number, steps in enumerate(rounds, start=1):
-        long = number > len(rounds) - LONG_ROUNDS
-        updates = settings.steps * (final_round_multiplier if long else 1)
+    updates = updates_of(len(rounds), settings.steps, final_round_multiplier)
+    for number, (steps, count) in enumerate(zip(rounds, updates, strict=True), start=1):
         teacher = copy.deepcopy(anatomy.unwrap(student)).requires_grad_(False)
         objective.steps = steps
+        objective.label = f"round {number} of {len(rounds)}, N = {steps}"
         objective.bind(student, teacher)
-        of_round = settings.model_copy(update={"steps": updates})
-        run = train(student, objective, data, of_round, Folder(folder) / f"steps-{steps}", on_step)
+        of_round = settings.model_copy(update={"steps": count})
+        place = Folder(folder) / f"round-{number}-steps-{steps}"
+        run = train(student, objective, data, of_round, place, on_step)
         if not run.finished:
             break
     return run
+
+
+def updates_of(rounds: int, updates: int, final_round_multiplier: int) -> list[int]:
+    """How many updates each of so many rounds has; the last two are longer."""
+    long = min(rounds, LONG_ROUNDS)
+    return [updates] * (rounds - long) + [updates * final_round_multiplier] * long
 
 
 def halvings(first: int, last: int) -> list[int]:
@@ -209,6 +235,12 @@ def halvings(first: int, last: int) -> list[int]:
             f"halving {first} steps doesn't lead to {last}; begin with {last} times a power of two."
         )
     return found
+
+
+def _check_choice(name: str, value: Any, kind: Any) -> None:
+    """Refuse what isn't among the values of a Literal."""
+    if value not in (known := get_args(kind)):
+        raise InputError(f"{name} {value!r} doesn't exist; give {' or '.join(known)}.")
 
 
 # Sampling -----------------------------------------------------------------------------------------

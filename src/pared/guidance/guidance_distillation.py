@@ -12,17 +12,19 @@ diffusers' guidance_scale is 1 + w. A U-Net takes w in through the projection th
 it (`time_cond_proj_dim`): it opens in plain diffusers, and its stock pipelines pass on their
 guidance_scale and call it once per step. The other families get a small MLP whose result is added
 to the embedding of the timestep. Their stock pipelines know nothing of w: call them without
-guidance (guidance_scale=1), with w put into `pared.anatomy.of(model).input("guidance_weight")`;
-where nothing is put in, the model is the one without guidance. Left open by the paper, or chosen
-here: 256 features of w, those of diffusers; the new weights start at zero, so that the student
-starts as the teacher without guidance; w from 0 to 14, the range of its latent class-conditional
-models (for Stable Diffusion it has 2 to 14); the error is that of v, or of the flow where the
-model predicts one (`weighting`). Not verified: quality at the paper's scale. A negative prompt has
-no effect on the student.
+guidance (guidance_scale=1), with w put into `pared.anatomy.of(model).input("guidance_weight")`, as
+`one_pass` and `pared sample` do; where nothing is put in, the model is the one without guidance.
+Left open by the paper, or chosen here: 256 features of w, those of diffusers; the new weights start
+at zero, so that the student starts as the teacher without guidance; w from 0 to 14, the range of
+its latent class-conditional models (for Stable Diffusion it has 2 to 14); the error is that of v,
+or of the flow where the model predicts one (`weighting`). Not verified: quality at the paper's
+scale. A negative prompt has no effect on the student.
 """
 
+import inspect
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ from pared import anatomy
 from pared.anatomy import Family
 from pared.anatomy.denoiser import Input
 from pared.info import Headline, Info
-from pared.method import Claim, Conversion
+from pared.method import Claim, Conversion, stack_of
 from pared.nn.diffusion import guidance_features
 from pared.objectives.guided import WEIGHT, Guided
 from pared.objectives.paths import Weighting
@@ -135,6 +137,25 @@ def _path(family: Family) -> str:
     if family.guidance_projection or not (embedders := family.timestep_embedders):
         return family.guidance_projection
     return f"{embedders[0]}.guidance"
+
+
+def one_pass(pipeline: Any, **call: Any) -> dict[str, Any]:
+    """Arguments with which a stock pipeline calls a student once per step, at their scale.
+
+    The pipelines of U-Nets pass the scale on themselves. Of the other families they would call
+    twice: their student is given the weight by hand, to stay, and the pipeline no guidance.
+
+    Args:
+        pipeline: any; only where it holds such a student are its arguments changed.
+        call: arguments of its call; without a guidance_scale the pipeline's own holds.
+    """
+    model = getattr(pipeline, "transformer", None)
+    if model is None or not any(isinstance(m, GuidanceDistillation) for m in stack_of(model)):
+        return call
+    usual = inspect.signature(type(pipeline).__call__).parameters["guidance_scale"].default
+    weight = torch.tensor(call.get("guidance_scale", usual) - 1.0)
+    anatomy.of(model).input(WEIGHT).value = weight
+    return call | {"guidance_scale": 1.0}
 
 
 class WeightEmbedding(nn.Module):

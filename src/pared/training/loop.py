@@ -58,7 +58,8 @@ def train(
         model: the module whose `settings.trainable` parameters are optimised. At the end it carries
             the averaged weights where `settings.ema` is set.
         objective: called as `objective(model, batch, generator)`; returns named, weighted loss
-            terms. One with a method `at_step` is told the number of every step, from 0, before it.
+            terms. One with a method `at_step` is told the number of every step, from 0, before it;
+            one with a `label` has it shown before the progress bar.
         data: see `pared.training.data.Dataset`.
         settings: everything that decides the result.
         folder: takes `log.jsonl` and the newest checkpoint.
@@ -193,7 +194,11 @@ class _Run:
     def progress(self, done: int) -> tqdm:
         """The progress bar, with loss and time left."""
         return tqdm(
-            total=self.settings.steps, initial=done, disable=not self.main, name="pared.train"
+            desc=getattr(self.objective, "label", None),
+            total=self.settings.steps,
+            initial=done,
+            disable=not self.main,
+            name="pared.train",
         )
 
     def one_step(self, step: int) -> dict[str, Tensor]:
@@ -282,8 +287,12 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         seen.append(number)
 
+    # What is ignored stays so: in the background of a script Ctrl-C is for something else.
+    wanted = [
+        s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN
+    ]
     try:
-        previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        previous = {s: signal.signal(s, note) for s in wanted}
     except ValueError:  # not in the main thread: signals stay as they are
         previous = {}
     try:

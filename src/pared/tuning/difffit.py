@@ -21,7 +21,11 @@ are the biases of a block's own modulation elsewhere. diffusers' DiT has a times
 label table in every block, where the published code has one for all: each of them trains, and the
 paper's counts are those of a model whose blocks share them. Weights in half precision are too
 coarse for such small changes: train in float32, with autocast (`precision`). Not here: positions at
-half coordinates for a higher resolution. Not verified: quality at the paper's scale.
+half coordinates for a higher resolution. Not verified: quality at the paper's scale. On the small
+PixArt that comes with pared, whose 60 steps on another domain are few, all weights end nearest to
+it; by the loss on unseen pictures DiffFit comes next, before BitFit and LoRA, while the distance of
+what they paint can't tell the three apart. At the rate for all weights it hardly learns. A training
+step with gammas takes as long there as one of all weights, one of biases alone a fifth less.
 """
 
 from typing import Any, Literal

@@ -111,37 +111,53 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Recogniser:
     Raises:
         InputError: there is none, it's no CTC model, or a part is missing or damaged.
     """
-    from transformers import AutoFeatureExtractor, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = Path(folder)
     check_folder(folder)
     model = _model(folder).to(device).eval()
+    extractor, tokenizer = extractor_in(folder), _part(AutoTokenizer, folder)
+    _check_words(folder, tokenizer)
+    return Recogniser(model, extractor, tokenizer)
+
+
+def extractor_in(folder: Path) -> Any:
+    """The feature extractor that was saved with a model.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoFeatureExtractor
+
+    return _part(AutoFeatureExtractor, folder)
+
+
+def _part(cls: Any, folder: Path) -> Any:
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return cls.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError):
         raise InputError(
             f"{folder} lacks the feature extractor or the tokenizer of its model; copy the whole "
             "folder."
         ) from None
-    _check_words(folder, tokenizer)
-    return Recogniser(model, extractor, tokenizer)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, wanted: str = "a saved CTC model") -> None:
     """Refuse what is no CTC model, before any library is loaded for it.
+
+    Args:
+        folder: to look into.
+        wanted: what else would be right, for messages.
 
     Raises:
         InputError: there is no such folder, or something else in it.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no folder {str(folder)!r}; give a saved CTC model.")
+        raise InputError(f"there is no folder {str(folder)!r}; give {wanted}.")
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder} is no model ({_first_line(error)}); give a CTC model."
-        ) from None
+        raise InputError(f"{folder} is no model ({_first_line(error)}); give {wanted}.") from None
     from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES as CTC
 
     if config.get("model_type") not in CTC:

@@ -16,6 +16,7 @@ from pared.objectives.ctc import CTC
 from pared.speech.recognition.data import RecognitionData, characters_of
 from pared.speech.recognition.filterbank import start_as_filterbank
 from pared.speech.recognition.model import Recogniser, check_folder, load
+from pared.speech.recognition.pretrained import check_changes, is_pretrained, recogniser_on
 from pared.speech.recognition.vocabulary import characters_in, tokenizer_of
 from pared.training import train
 from pared.worlds.house import folder_of
@@ -26,6 +27,8 @@ from pared.worlds.speech.sources import check_counts, utterances
 if TYPE_CHECKING:
     from pared.method import Conversion
     from pared.recipe import ModelTable, Recipe
+    from pared.worlds.readers.speech import Corpus
+    from pared.worlds.speech.world import Speech
 
 # Makes a model of random weights from a recipe's table.
 Build = Callable[["ModelTable"], Any]
@@ -43,7 +46,7 @@ def check(recipe: Recipe, model_class: Any) -> None:
     """
     check_counts(recipe.data.source, recipe.data.utterances)
     if model_class is None:
-        check_folder(Path(folder_of(str(recipe.model.from_))))
+        _check_start(Path(folder_of(str(recipe.model.from_))), recipe.model.config)
         return
     if not model_class.__name__.endswith("ForCTC"):
         raise InputError(
@@ -55,6 +58,17 @@ def check(recipe: Recipe, model_class: Any) -> None:
         raise InputError(
             f"{recipe.model.class_} reads {reads}, which {recipe.data.extractor} doesn't make; "
             "name its own in data.extractor."
+        )
+
+
+def _check_start(folder: Path, changes: dict[str, Any]) -> None:
+    if is_pretrained(folder):
+        check_changes(folder, changes)
+        return
+    check_folder(folder, "a saved CTC model or a pretrained speech encoder")
+    if changes:
+        raise InputError(
+            f"{folder} holds a CTC model, which keeps its configuration; leave model.config out."
         )
 
 
@@ -71,13 +85,8 @@ def run(recipe: Recipe, folder: Path, build: Build) -> Recogniser | None:
     """
     table = recipe.data
     said = utterances(table.source, table.split, table.utterances, table.on_bad)
-    if recipe.model.from_:
-        recogniser = converted(load(folder_of(recipe.model.from_)), recipe.model)
-        classes = recogniser.model.config.vocab_size
-        characters = characters_in(recogniser.tokenizer, classes)
-    else:
-        characters = characters_of(table.source, said)
-        recogniser = started(recipe.model, build, extractor_of(table.extractor), characters)
+    recogniser = _begun(recipe, said, build)
+    characters = characters_in(recogniser.tokenizer, recogniser.model.config.vocab_size)
     heard = TranscriptData(said, characters, snr=table.snr)
     data = RecognitionData(heard, recogniser, list(said.lengths))
     data.leave_out_unsayable(table.source, table.on_bad)
@@ -87,6 +96,19 @@ def run(recipe: Recipe, folder: Path, build: Build) -> Recogniser | None:
             return None
     recogniser.save(folder / "model")
     return recogniser
+
+
+def _begun(recipe: Recipe, said: Speech | Corpus, build: Build) -> Recogniser:
+    """What the training begins with: random weights, a saved recogniser, or a saved encoder."""
+    table, data = recipe.model, recipe.data
+    if table.from_ is None:
+        characters = characters_of(data.source, said)
+        return started(table, build, extractor_of(data.extractor), characters)
+    folder = Path(folder_of(table.from_))
+    if not is_pretrained(folder):
+        return converted(load(folder), table)
+    characters = characters_of(data.source, said)
+    return converted(recogniser_on(folder, table.config, characters, table.seed), table)
 
 
 def started(table: ModelTable, build: Build, extractor: Any, characters: Characters) -> Recogniser:
