@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import Module
 
 import pared
-from pared import recipe
+from pared import recipe, results
 from pared.bench import metering
 from pared.bench.judge import judge_of
 from pared.bench.timing import interleave
@@ -58,7 +58,8 @@ MARKS = {
     "inpaint": ("squared error", "judge's distance to truth"),
 }
 
-# What isn't shown.
+# How many requests are shown, and which aren't.
+SHOWN = {"text-to-image": 2, "edit": 4, "upscale": 2, "inpaint": 2}
 UNFIT = ("middle finger",)
 
 Figures = dict[str, Any]
@@ -195,13 +196,14 @@ def kept(bench: Bench, ours: Module) -> list[Figures]:
     return found
 
 
-def lines(bench: Bench, ours: Module, each: int) -> list[Line]:
+def lines(bench: Bench, ours: Module) -> list[Line]:
     """A few requests of each task with both answers, for the picture."""
     found = []
     for task in TASKS:
         request = bench.requests[task]
-        fit = [n for n, text in enumerate(request.texts) if not any(w in text for w in UNFIT)]
-        some = _only(request, fit[:: len(fit) // each][:each])
+        said = [" ".join(two) for two in request.captions or zip(request.texts, strict=True)]
+        fit = [n for n, words in enumerate(said) if not any(w in words for w in UNFIT)]
+        some = _only(request, fit[:: len(fit) // SHOWN[task]][: SHOWN[task]])
         given = some.images[some.before] if some.before else None
         answers = []
         for model, scales in ((bench.naive(task), NAIVE), (ours, OURS)):
@@ -237,6 +239,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="of sampling")
     parser.add_argument("--rounds", type=int, default=15, help="of timing")
     parser.add_argument("--only", nargs="*", choices=TASKS, help="train the rivals for these; stop")
+    parser.add_argument("--picture", action="store_true", help="draw again what is measured; stop")
     options = parser.parse_args()
     bench = Bench(options)
     if options.only is not None:
@@ -244,10 +247,13 @@ def main() -> None:
             bench.naive(task)
         return
     ours = denoiser(load(folder_of(options.model), device=DEVICE))
+    name = f"answers to held-out requests, {bench.settings.steps} steps of {bench.rows} examples"
+    if options.picture and (file := results.read("all-in-one")):
+        PICTURE.write_text(drawn(lines(bench, ours), file.tables[name]))
+        return
     rows = rows_of(bench, ours)
-    budget = f"{bench.settings.steps} steps of {bench.rows} examples of each task"
     tables = {
-        f"answers to held-out requests, {budget}": rows,
+        name: rows,
         "what is kept": kept(bench, ours),
         "conditions": [
             {"what": "machine", "value": record.describe_machine(DEVICE)},
@@ -256,7 +262,7 @@ def main() -> None:
         ],
     }
     record.write("all-in-one", (), tables)
-    PICTURE.write_text(drawn(lines(bench, ours, each=2)))
+    PICTURE.write_text(drawn(lines(bench, ours), rows))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,7 +20,9 @@ COLUMN = 4 * SIDE + 3 * GAP
 MARGIN, WIDTH = 16, 2 * COLUMN + 3 * 16
 # What the bars at the top compare: preset, pixels, name.
 BILLS = (("sd1.5", 1024, "SD 1.5, 1024 pixels"), ("sd3.5-medium", 2048, "SD 3.5 Medium, 2048"))
-BAR, LABEL = 15, 172
+BAR, LABEL = 15, 190
+# Letters that fit below a request.
+LETTERS = 54
 STYLE = """
 text { font: 12px ui-sans-serif, system-ui, sans-serif; fill: #808690; }
 .head { font-size: 15px; font-weight: 600; } .tick { font-size: 11px; }
@@ -42,9 +45,15 @@ class Line:
     truth: Tensor
 
 
-def drawn(lines: Sequence[Line]) -> str:
-    """The picture as SVG; the bars are those of results/product.json."""
-    top, height = _bars()
+def drawn(lines: Sequence[Line], rows: Sequence[dict[str, Any]]) -> str:
+    """The picture as SVG.
+
+    Args:
+        lines: the requests to show.
+        rows: of the table of answers, whose edits are timed; the other bars are those of
+            results/product.json.
+    """
+    top, height = _bars(rows)
     below, bottom = _requests(lines, height)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom}" width="{WIDTH}" '
@@ -53,7 +62,7 @@ def drawn(lines: Sequence[Line]) -> str:
     )
 
 
-def _bars() -> tuple[str, int]:
+def _bars(answers: Sequence[dict[str, Any]]) -> tuple[str, int]:
     """Cost of an edit and parameters kept, both products, and where they end."""
     file = results.read("product")
     assert file is not None, "results/product.json is missing: python benchmarks/product.py"
@@ -69,7 +78,9 @@ def _bars() -> tuple[str, int]:
             label = f"{name}: {'an edit' if unit == 'TMACs' else 'kept'}"
             parts += _pair(y, label, rows[0][what], rows[-1][what], unit)
             y += 2 * BAR + 12
-    return "".join(parts), y
+    times = [row["milliseconds"] for row in answers if row["task"] == "edit"]
+    parts += _pair(y, "House models, 64: an edit", times[0], times[1], "ms")
+    return "".join(parts), y + 2 * BAR + 12
 
 
 def _pair(y: int, label: str, naive: float, ours: float, unit: str) -> list[str]:
@@ -103,7 +114,8 @@ def _requests(lines: Sequence[Line], top: int) -> tuple[str, int]:
         for n, picture in enumerate((line.given, line.naive, line.ours, line.truth)):
             if picture is not None:
                 parts.append(_image(x + n * (SIDE + GAP), y, picture))
-        parts.append(_text(x, y + SIDE + 14, f"{line.task}: {line.text}", "tick"))
+        words = textwrap.shorten(f"{line.task}: {line.text}", LETTERS, placeholder=" ...")
+        parts.append(_text(x, y + SIDE + 14, words, "tick"))
         if number % 2:
             y += SIDE + 26
     return "".join(parts), y + 4
