@@ -46,7 +46,7 @@ ARMS = {
     "EC": ("ec", 1.0, 1.0),
     "EC with the picture too": ("ec-context", 1.0, 1.0),
 }
-STEPS = (1, 2, 4, 8, 16, 32)
+STEPS = (1, 2, 4, 8, 16, 32, 50)
 # The number of steps at which the claims are decided.
 DECIDED = 16
 

@@ -343,9 +343,9 @@ MEASURED = {
         "[edits in one pass](methods/explicit-conditioning.md), with [linear attention]"
         "(methods/edit.md), trained for as many steps in all as each of the three was. "
         "[The bill](product.md) counts what the same steps save at full size; at 64 pixels linear "
-        "attention saves nothing, and the milliseconds here come from the passes alone. Painting and "
-        "editing are about as good either way; upscaling and removing are better in models that do "
-        "nothing else.",
+        "attention saves nothing, and the milliseconds here come from the passes alone. Painting "
+        "and editing are about as good either way; upscaling and removing are better in models "
+        "that do nothing else.",
     ),
     "caching": (
         "Reuse, measured",
