@@ -22,8 +22,8 @@ from pared import checkpoint
 from pared.method import denoiser
 from pared.worlds import house
 
-# The model whose towers others share, and the file that its weights lie in.
-CLIP, WEIGHTS = "clip", "model.safetensors"
+# The model whose towers and vocabulary others share, and the files that these lie in.
+CLIP, WEIGHTS, VOCABULARY = "clip", "model.safetensors", "tokenizer.json"
 
 
 def halve(path: Path) -> None:
@@ -37,15 +37,19 @@ def share(folder: Path) -> None:
     """Leave out what another house model holds, byte for byte the same, and say where it is."""
     candidates = [p for p in (*house.ROOT.glob("*"), *house.ROOT.glob("*/*")) if p.parent != folder]
     known = {contents(p): p for p in sorted(candidates, reverse=True) if p.is_dir()}
+    vocabulary = house.ROOT / CLIP / VOCABULARY
     shared: dict[str, Any] = {}
-    for part in sorted(p for p in folder.iterdir() if p.is_dir() and contents(p)):
-        if (other := known.get(contents(part))) is not None and other != folder:
+    for part in sorted(p for p in folder.iterdir() if p.is_dir()):
+        if contents(part) and (other := known.get(contents(part))) not in (None, folder):
             shutil.rmtree(part)
             shared[part.name] = other.relative_to(house.ROOT).as_posix()
         elif (path := part / WEIGHTS).exists() and (tensors := of_clip(path)):
             path.unlink()
             cut = {"file": f"{CLIP}/{WEIGHTS}", "tensors": tensors}
             shared[path.relative_to(folder).as_posix()] = cut
+        elif (path := part / VOCABULARY).exists() and filecmp.cmp(path, vocabulary, shallow=False):
+            path.unlink()
+            shared[path.relative_to(folder).as_posix()] = f"{CLIP}/{VOCABULARY}"
     if shared:
         (folder / house.SHARED).write_text(json.dumps(shared, indent=1) + "\n")
 

@@ -3,10 +3,10 @@
 `folder_of("house:pixart")` is the folder of a shipped model; any other name is taken as a folder or
 hub id as it is.
 
-Pipelines share the autoencoder, and the text encoder, which is a tower of `house:clip`. Their
-folders hold what is their own, and `shared.json` says where the rest lies: for a part a folder, for
-a file another file and how the names of those of its tensors begin that make it. `folder_of` puts
-the whole together in the cache.
+Pipelines share the autoencoder, and the text encoder, which is a tower of `house:clip` and has its
+vocabulary. Their folders hold what is their own, and `shared.json` says where the rest lies: for a
+part a folder, for a file another file, or another file and how the names of those of its tensors
+begin that make it. `folder_of` puts the whole together in the cache.
 """
 
 import hashlib
@@ -52,9 +52,11 @@ def _whole(folder: Path) -> Path:
     files = {p.relative_to(folder): p for p in own}
     cuts = {}
     for part, place in shared.items():
-        if isinstance(place, str):
+        if isinstance(place, str) and (ROOT / place).is_dir():
             found = sorted(p for p in (ROOT / place).iterdir() if p.is_file())
             files |= {Path(part, p.name): p for p in found}
+        elif isinstance(place, str):
+            files[Path(part)] = ROOT / place
         else:
             files[Path(part)] = ROOT / place["file"]
             cuts[Path(part)] = tuple(place["tensors"])
