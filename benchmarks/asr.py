@@ -1,6 +1,7 @@
 """Attentions of a Conformer compared as recognisers: errors, cost of training, cost of length.
 
     python benchmarks/asr.py                     # two hours on two cores
+    python benchmarks/asr.py --only relative     # train these, for several processes
     python benchmarks/asr.py --parts lengths
 
 Relative positions as in Transformer-XL are the base; rotary positions and SummaryMixing are the
@@ -92,10 +93,14 @@ def errors(options: argparse.Namespace) -> None:
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     for seed in options.seeds:
         for arm in ARMS:
+            if options.only and arm not in options.only:
+                continue
             plan, folder = planned(options, arm, seed), options.folder / f"{arm}-{seed}"
             recogniser = recipe.run(plan, folder)
             if recogniser is None:
                 raise SystemExit("stopped; the same command goes on")
+            if options.only:
+                continue
             samples = utterances(plan.data.source, "train", plan.data.utterances)
             batches = len(samples) // plan.stages[0].training.batch_size
             seconds = batches * step_seconds(folder / "stage-1")
@@ -106,7 +111,8 @@ def errors(options: argparse.Namespace) -> None:
                 )
                 print(arm, seed, what, f"{row[what].rate:.4f}", flush=True)
             found[arm].append(row)
-    write_errors(found, options)
+    if not options.only:
+        write_errors(found, options)
 
 
 def write_errors(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
@@ -304,6 +310,7 @@ PARTS = {"errors": errors, "steps": steps, "lengths": lengths}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="+", choices=ARMS, help="train these and count nothing")
     parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE")
     parser.add_argument("--folder", type=Path, default=Path("runs/asr"), help="of the runs")
