@@ -6,8 +6,9 @@
 
 Relative positions as in Transformer-XL are the base; rotary positions and SummaryMixing are the
 other arms. All are trained by one recipe, from the same seeds, on the same utterances in the same
-order, and are heard by voices that none has met, in noise and without. A run that was stopped goes
-on where it was. Writes results/asr.json, and the claims of both methods into their own files.
+order, with the same dropout, their convolutions kept from hearing padding; then they write down
+what voices say that none has met, in noise and without. A run that was stopped goes on where it
+was. Writes results/asr.json, and the claims of both methods into their own files.
 """
 
 import argparse
@@ -18,9 +19,8 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import record
@@ -29,35 +29,47 @@ import torch
 import pared
 from pared import recipe
 from pared.bench import scaling
-from pared.bench.timing import interleave, peak_memory
+from pared.bench.timing import Timings, interleave, peak_memory
 from pared.bench.words import WordErrors, word_errors
 from pared.objectives.ctc import CTC
-from pared.speech.recognition import Recogniser, transcribe
-from pared.speech.recognition.training import extractor_of, started
+from pared.speech.hearing import leave_out_padding
+from pared.speech.recognition import Recogniser, training, transcribe
 from pared.training import generator_for
+from pared.worlds.speech.audio import RATE
 from pared.worlds.speech.characters import Characters
 from pared.worlds.speech.data import TranscriptData
 from pared.worlds.speech.sources import kinds_of, utterances
 
-BASE = "relative"
+BASE, ROPE, MEAN = "relative", "rope-asr", "summarymixing-asr"
+ARMS = (BASE, ROPE, MEAN)
 # What each method claims of its errors.
-ERRORS = {"rope-asr": "errors-over-relative", "summarymixing-asr": "errors-over-attention"}
-ARMS = {BASE: None, "rope-asr": "rope-asr", "summarymixing-asr": "summarymixing-asr"}
-RECIPE = record.ROOT / "recipes" / "recognition" / "commands.toml"
+ERRORS = {ROPE: "errors-over-relative", MEAN: "errors-over-attention"}
+RECIPE = record.ROOT / "recipes" / "recognition" / "sentences.toml"
 
 
 def planned(options: argparse.Namespace, arm: str, seed: int) -> recipe.Recipe:
-    """The recipe of one arm and seed."""
-    methods = json.dumps([ARMS[arm]] if ARMS[arm] else [])
+    """The recipe of one arm and seed; the mixer drops what the recipe lets attentions drop."""
+    plan = recipe.read(options.recipe, options.set)
+    dropout = plan.model.config.get("attention_dropout", 0.1)
+    methods = {BASE: [], ROPE: [ROPE], MEAN: [f"{MEAN}:dropout={dropout}"]}[arm]
     seeds = [f"{place}.seed={seed}" for place in ("model", "stages.0.training")]
-    return recipe.read(options.recipe, [*options.set, *seeds, f"model.methods={methods}"])
+    changes = [*options.set, *seeds, f"model.methods={json.dumps(methods)}"]
+    return recipe.read(options.recipe, changes)
+
+
+def built(table: recipe.ModelTable) -> Any:
+    """The model of a recipe; where no method does it, its convolutions leave padding out too."""
+    model = recipe.build(table)
+    if not table.methods:
+        leave_out_padding(model)
+    return model
 
 
 def fresh(options: argparse.Namespace, arm: str) -> Recogniser:
     """A recogniser of the recipe with random weights."""
     plan = planned(options, arm, 0)
-    extractor = extractor_of(plan.data.extractor)
-    return started(plan.model, recipe.build, extractor, Characters())
+    extractor = training.extractor_of(plan.data.extractor)
+    return training.started(plan.model, built, extractor, Characters())
 
 
 # Errors -----------------------------------------------------------------------------------------
@@ -77,45 +89,31 @@ def errors_of(recogniser: Recogniser, said: list[str], sounds: list) -> WordErro
     return word_errors(said, heard)
 
 
-def step_seconds(folder: Path) -> float:
-    """The median time of a training step, from the lines of a log, whenever it was stopped."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    spent = [
-        (b["seconds"] - a["seconds"]) / (b["step"] - a["step"])
-        for a, b in pairwise(lines)
-        if b["seconds"] > a["seconds"]
-    ]
-    return statistics.median(spent)
-
-
 def errors(options: argparse.Namespace) -> None:
     """Train every arm from every seed, and count what each hears wrong."""
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    found: dict[str, list[dict[str, WordErrors]]] = {arm: [] for arm in ARMS}
     for seed in options.seeds:
-        for arm in ARMS:
-            if options.only and arm not in options.only:
-                continue
+        for arm in options.only or ARMS:
             plan, folder = planned(options, arm, seed), options.folder / f"{arm}-{seed}"
-            recogniser = recipe.run(plan, folder)
+            recipe.check(plan)
+            recogniser = training.run(plan, folder, built)
             if recogniser is None:
                 raise SystemExit("stopped; the same command goes on")
             if options.only:
                 continue
-            samples = utterances(plan.data.source, "train", plan.data.utterances)
-            batches = len(samples) // plan.stages[0].training.batch_size
-            seconds = batches * step_seconds(folder / "stage-1")
-            row: dict[str, Any] = {"epoch": seconds}
+            row = {}
             for what in ("noisy", "clean"):
-                row[what] = errors_of(
-                    recogniser, *heldout(plan, what == "noisy", options.utterances)
-                )
+                told = heldout(plan, what == "noisy", options.utterances)
+                row[what] = errors_of(recogniser, *told)
                 print(arm, seed, what, f"{row[what].rate:.4f}", flush=True)
             found[arm].append(row)
     if not options.only:
         write_errors(found, options)
 
 
-def write_errors(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:
+def write_errors(
+    found: dict[str, list[dict[str, WordErrors]]], options: argparse.Namespace
+) -> None:
     rows = []
     rng = torch.Generator().manual_seed(0)
     for arm, runs in found.items():
@@ -131,15 +129,17 @@ def write_errors(found: dict[str, list[dict[str, Any]]], options: argparse.Names
             if arm != BASE:
                 between = first.difference(base, rng)
                 row[f"against the base, {what}"] = f"{between.low:+.4f} to {between.high:+.4f}"
-        row["s per epoch"] = round(statistics.mean(run["epoch"] for run in runs), 2)
+        row["parameters"] = sum(p.numel() for p in fresh(options, arm).model.parameters())
         rows.append(row)
     record.write("asr", (), {"word errors": rows, "conditions": conditions(options)})
+    source = planned(options, BASE, 0).data.source
+    told = f"On {source} in noise, by unknown voices, from scratch."
     for arm, key in ERRORS.items():
         ratios = [
             run["noisy"].rate / max(base["noisy"].rate, 1e-9)
             for run, base in zip(found[arm], found[BASE], strict=True)
         ]
-        claim(arm, key, ratios, options.seeds, "On spoken commands in noise, from scratch.")
+        claim(arm, key, ratios, options.seeds, told)
 
 
 def claim(slug: str, key: str, values: list[float], seeds: list[int], note: str) -> None:
@@ -151,18 +151,28 @@ def claim(slug: str, key: str, values: list[float], seeds: list[int], note: str)
 # A step of training -----------------------------------------------------------------------------
 
 
+class Size(NamedTuple):
+    """Of a batch: how many utterances, and how many seconds each lasts."""
+
+    batch: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.batch} x {self.seconds:g} s"
+
+
 class Step:
     """A whole step of training on random sound: forward, backward, AdamW."""
 
-    def __init__(self, options: argparse.Namespace, arm: str) -> None:
+    def __init__(self, options: argparse.Namespace, arm: str, size: Size) -> None:
         torch.manual_seed(0)
         self.recogniser = fresh(options, arm)
         self.model = self.recogniser.model.train()
         self.optimizer = torch.optim.AdamW(self.model.parameters())
-        samples = round(options.seconds * self.recogniser.rate)
-        sounds = [0.1 * torch.randn(samples) for _ in range(options.batch)]
-        labels = torch.randint(1, 20, (options.batch, round(8 * options.seconds)))
-        lengths = torch.full((options.batch,), labels.shape[1])
+        samples = round(size.seconds * self.recogniser.rate)
+        sounds = [0.1 * torch.randn(samples) for _ in range(size.batch)]
+        labels = torch.randint(1, 20, (size.batch, round(8 * size.seconds)))
+        lengths = torch.full((size.batch,), labels.shape[1])
         self.batch = self.recogniser.inputs(sounds)
         self.batch |= {"labels": labels, "label_lengths": lengths}
 
@@ -173,39 +183,66 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def step_memory(options: argparse.Namespace, arm: str) -> int:
-    """Bytes of one step at its peak, in a process of its own."""
-    step = Step(options, arm)
-    return peak_memory(step)
+def step_memory(options: argparse.Namespace, arm: str, size: Size) -> int:
+    """Bytes of one step at its peak."""
+    return peak_memory(Step(options, arm, size))
+
+
+def usual(options: argparse.Namespace) -> tuple[Size, int]:
+    """The recipe's batch, its utterances of mean length, and the steps of an epoch."""
+    plan = planned(options, BASE, 0)
+    said = utterances(plan.data.source, plan.data.split, plan.data.utterances, plan.data.on_bad)
+    batch = plan.stages[0].training.batch_size
+    # On either side half the greatest silence, on average.
+    seconds = statistics.mean(said.lengths) / RATE + TranscriptData.silence
+    return Size(batch, round(seconds, 1)), len(said) // batch
+
+
+def timed(options: argparse.Namespace, size: Size) -> Timings:
+    timings = interleave({arm: Step(options, arm, size) for arm in ARMS}, options.rounds, 2, BASE)
+    for note in timings.verdict.notes:
+        print(note)
+    return timings
+
+
+def rows_of(timings: Timings) -> list[dict[str, Any]]:
+    return [
+        {
+            "attention": arm,
+            "s per step": float(f"{timing.median:.3g}"),
+            "base / this, s": round(timing.ratio, 3),
+            "10 to 90 %": f"{timing.ratio_low:.3f} to {timing.ratio_high:.3f}",
+        }
+        for arm, timing in timings.items()
+    ]
 
 
 def steps(options: argparse.Namespace) -> None:
-    """Time steps of all arms in turn, and measure the memory of each alone."""
-    memory = {arm: alone(step_memory, options, arm) for arm in ARMS}
-    timings = interleave({arm: Step(options, arm) for arm in ARMS}, options.rounds, 2, BASE)
-    rows = [
-        {
-            "attention": arm,
-            "s per step": float(f"{timings[arm].median:.3g}"),
-            "base / this, s": round(timings[arm].ratio, 3),
-            "10 to 90 %": f"{timings[arm].ratio_low:.3f} to {timings[arm].ratio_high:.3f}",
-            "MiB at the peak": round(memory[arm] / 2**20),
-            "base / this, MiB": round(memory[BASE] / memory[arm], 3),
-        }
-        for arm in ARMS
-    ]
-    for note in timings.verdict.notes:
-        print(note)
-    title = f"a training step on {options.batch} x {options.seconds:g} s"
-    record.write("asr", (), {title: rows, "conditions": conditions(options)})
-    told = f"On {options.batch} utterances of {options.seconds:g} s. " + " ".join(
-        timings.verdict.notes
-    )
+    """Time steps of all arms in turn, of the recipe's size and longer, and their memory alone."""
+    size, epoch = usual(options)
+    timings = timed(options, size)
+    short = rows_of(timings)
+    for row, timing in zip(short, timings.values(), strict=True):
+        row |= {"utterances": str(size), "steps of an epoch": epoch}
+        row["s per epoch"] = float(f"{epoch * timing.median:.3g}")
+    size_long = Size(options.batch, options.seconds)
+    memory = {arm: alone(step_memory, options, arm, size_long) for arm in ARMS}
+    timings = timed(options, size_long)
+    long = rows_of(timings)
+    for row in long:
+        row["MiB at the peak"] = round(memory[row["attention"]] / 2**20)
+        row["base / this, MiB"] = round(memory[BASE] / memory[row["attention"]], 3)
+    tables = {
+        "a training step as in the recipe": short,
+        f"a training step on {size_long}": long,
+        "conditions": conditions(options),
+    }
+    record.write("asr", (), tables)
+    told = " ".join([f"A step on {size_long}.", *timings.verdict.notes])
     for arm in ERRORS:
         claim(arm, "training-time", [timings[arm].ratio], [0], told)
-    ratio = memory[BASE] / memory["summarymixing-asr"]
-    claim("summarymixing-asr", "training-memory", [ratio], [0], told)
-    claim("rope-asr", "parameters", [spared_parameters() / 1e6], [0], "Counted.")
+    claim(MEAN, "training-memory", [memory[BASE] / memory[MEAN]], [0], told)
+    claim(ROPE, "parameters", [spared_parameters() / 1e6], [0], "Counted.")
 
 
 def spared_parameters() -> int:
@@ -223,9 +260,7 @@ def spared_parameters() -> int:
 
 
 def heard_at(options: argparse.Namespace, arm: str, seconds: float) -> dict[str, float] | None:
-    """Seconds and bytes of scoring one utterance; None where it doesn't fit the memory."""
-    limit = options.gigabytes * 2**30
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    """Seconds and MiB of scoring one utterance; None where it doesn't fit the memory."""
     recogniser = fresh(options, arm)
     sound = 0.1 * torch.randn(round(seconds * recogniser.rate))
     try:
@@ -240,24 +275,36 @@ def heard_at(options: argparse.Namespace, arm: str, seconds: float) -> dict[str,
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         return None
-    return {"length": seconds, "seconds": statistics.median(durations), "bytes": bytes_}
+    return {
+        "length": seconds,
+        "seconds": statistics.median(durations),
+        "MiB": max(bytes_, 1) / 2**20,
+    }
 
 
 def lengths(options: argparse.Namespace) -> None:
     """Time and memory against the length of an utterance, each in a process of its own."""
-    rows, times, memory = [], {}, {}
-    for arm in ARMS:
-        found = []
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
+    for arm, points in found.items():
         for length in options.lengths:
-            if (point := alone(heard_at, options, arm, length)) is None:
+            point = alone(heard_at, options, arm, length, gigabytes=options.gigabytes)
+            if point is None:
                 print(arm, length, "doesn't fit", flush=True)
                 break
-            found.append(point)
+            points.append(point)
             print(arm, json.dumps(point), flush=True)
-        rows.append(row_of(arm, found, options))
-        times[arm] = [(p["length"], float(f"{p['seconds']:.4g}")) for p in found]
-        memory[arm] = [(p["length"], round(p["bytes"] / 2**20, 1)) for p in found]
-    tables = {"length of an utterance": rows, "conditions": conditions(options)}
+    over = shared(found, options.floor)
+    seconds, mib = (
+        [{"attention": arm} | row_of(points, key, over, options) for arm, points in found.items()]
+        for key in ("seconds", "MiB")
+    )
+    times = {a: [(p["length"], float(f"{p['seconds']:.4g}")) for p in found[a]] for a in found}
+    memory = {a: [(p["length"], round(p["MiB"], 1)) for p in found[a]] for a in found}
+    tables = {
+        "seconds that an utterance takes, by its length": seconds,
+        "MiB that an utterance takes, by its length": mib,
+        "conditions": conditions(options),
+    }
     figures = {
         "time of an utterance": record.curves("seconds of speech", "seconds", times),
         "memory of an utterance": record.curves("seconds of speech", "MiB", memory),
@@ -265,39 +312,61 @@ def lengths(options: argparse.Namespace) -> None:
     record.write("asr", (), tables, figures)
 
 
+def shared(found: dict[str, list[dict[str, float]]], floor: float) -> list[float]:
+    """Lengths that fit the memory with every arm, of those so long that length decides."""
+    fitting = [{point["length"] for point in points} for points in found.values()]
+    return sorted(length for length in set.intersection(*fitting) if length >= floor)
+
+
 def row_of(
-    arm: str, found: list[dict[str, float]], options: argparse.Namespace
+    points: list[dict[str, float]], key: str, over: list[float], options: argparse.Namespace
 ) -> dict[str, object]:
-    """One row: exponents of the last two lengths that fit, and what every length takes."""
-    row: dict[str, object] = {"attention": arm}
-    for key in ("seconds", "bytes"):
-        last = found[-2:]
-        fitted = (
-            round(scaling.exponent([p["length"] for p in last], [p[key] for p in last]), 3)
-            if len(last) == 2
-            else None
-        )
-        row[f"exponent of {key}, last two lengths"] = fitted
-    at = {point["length"]: point for point in found}
-    for length in options.lengths:
-        fits = length in at
-        row[f"s at {length:g} s"] = float(f"{at[length]['seconds']:.3g}") if fits else "-"
-        row[f"MiB at {length:g} s"] = round(at[length]["bytes"] / 2**20) if fits else "too much"
+    """The p of key = c length^p by least squares on logarithms, and what every length takes."""
+    at = {point["length"]: point[key] for point in points}
+    row: dict[str, object] = {}
+    if len(over) > 1:
+        fitted = scaling.exponent(over, [at[length] for length in over])
+        row[f"exponent, {over[0]:g} to {over[-1]:g} s"] = round(fitted, 3)
+    row |= {
+        f"{length:g} s": float(f"{at[length]:.3g}") if length in at else "too much memory"
+        for length in options.lengths
+    }
     return row
 
 
 # All --------------------------------------------------------------------------------------------
 
 
-def alone(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives in a process of its own, so that no other one's memory lies about."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+def alone(call: Callable[..., Any], *arguments: Any, gigabytes: int | None = None) -> Any:
+    """What a function gives in a process of its own, so that no other one's memory lies about.
+
+    Args:
+        call: the function.
+        arguments: of it.
+        gigabytes: that the process may take; None for all there are.
+    """
+    with multiprocessing.get_context("spawn").Pool(1, limit, (gigabytes,)) as pool:
         return pool.apply(call, arguments)
+
+
+def limit(gigabytes: int | None) -> None:
+    """Let this process take no more memory."""
+    if gigabytes is not None:
+        most = gigabytes * 2**30
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+SAME = (
+    "seeds, utterances and their order, optimiser and steps, dropout of attention maps or of what "
+    "is merged, convolutions that leave padding out"
+)
 
 
 def conditions(options: argparse.Namespace) -> list[dict[str, str]]:
     return [
         {"what": "recipe", "value": os.path.relpath(options.recipe, record.ROOT)},
+        {"what": "the same in all arms", "value": SAME},
+        {"what": "positions", "value": "relative; rotary; sinusoids added once"},
         {"what": "memory that an utterance may take", "value": f"{options.gigabytes} GiB"},
         {"what": "machine", "value": record.describe_machine()},
         {"what": "commit", "value": record.commit()},
@@ -316,10 +385,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/asr"), help="of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--utterances", type=int, help="held-out ones that are heard; all")
-    parser.add_argument("--batch", type=int, default=4, help="utterances of a timed step")
+    parser.add_argument("--batch", type=int, default=4, help="long utterances of a timed step")
     parser.add_argument("--seconds", type=float, default=12.0, help="that each of them lasts")
     parser.add_argument("--rounds", type=int, default=10, help="of timed steps")
-    parser.add_argument("--lengths", type=float, nargs="+", default=[10, 30, 60, 120, 300, 600])
+    lengths_ = [10, 30, 60, 90, 120, 180, 300, 600]
+    parser.add_argument("--lengths", type=float, nargs="+", default=lengths_, help="in seconds")
+    parser.add_argument("--floor", type=float, default=60, help="length that exponents begin at")
     half = psutil.virtual_memory().total // 2**31
     parser.add_argument("--gigabytes", type=int, default=half, help="that a length may take")
     options = parser.parse_args()

@@ -1,24 +1,27 @@
 """Ways to tell an enhancer whose voice to keep, compared; and the enhancer in real time.
 
-    python benchmarks/enhancement.py                           # two hours on two cores
+    python benchmarks/enhancement.py                           # two to three hours on two cores
     python benchmarks/enhancement.py --only cross --seeds 0    # some, for several processes
-    python benchmarks/enhancement.py --kept                    # sum up what is done
+    python benchmarks/enhancement.py --kept                    # sum up what is trained
     python benchmarks/enhancement.py --parts stream example    # needs an enhancer, see --model
 
 Attention to the whole enrolment, the mean of the encoded enrolment, an embedding of another
 encoder, and nothing at all are trained by one recipe from the same seeds on the same mixtures;
 attention once more in a model of half the size of the mean's. All are judged on voices that none
-has met. A run that was stopped goes on where it was. Writes results/streaming-pse.json; what is
-done is kept under runs/enhancement.
+has met. Writes results/streaming-pse.json.
+
+Every arm and seed is trained in a folder of its own under runs/enhancement. A training that was
+stopped goes on where it was, and a finished one is never repeated: with other measures, another
+recogniser or other sounds it's only judged anew.
 """
 
 import argparse
+import fcntl
 import hashlib
-import importlib.util
 import json
-import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,18 +31,15 @@ import enhancement_stream
 import record
 import torch
 import voiceprint
-from enhancement_sets import clips, kept, pairs
+from enhancement_marks import Figures, Judge
+from enhancement_sets import kept
 from torch import Tensor
 
 from pared import recipe
-from pared.bench import sound
-from pared.bench.words import word_errors
-from pared.speech.recognition import load, transcribe
 from pared.speech.streaming_pse.method import StreamingPSE
 from pared.speech.streaming_pse.model import StreamingPSEModel
 from pared.speech.streaming_pse.training import data_of, taught
-from pared.worlds import house
-from pared.worlds.house import folder_of
+from pared.training import checkpoints
 
 SLUG = "streaming-pse"
 RECIPE = record.ROOT / "recipes" / SLUG / "voices.toml"
@@ -54,11 +54,18 @@ ARMS: dict[str, dict[str, Any]] = {
     HALF: {"conditioning": "cross"},
 }
 # What the claims hang on runs with every seed, the rest with one.
-DECISIVE = ("static_mean", "cross", HALF)
+DECISIVE = ("static_mean", "static_vector", "cross", HALF)
+# Whose improvement is claimed to be greater than whose.
+DIFFERENCES = {
+    "cross-over-static": ("cross", "static_mean"),
+    "half-size-over-static": (HALF, "static_mean"),
+    "half-size-over-vector": (HALF, "static_vector"),
+}
+# Settings of a training that its weights don't depend on.
+FREE = {"checkpoint_every", "log_every", "trackers"}
 
-Figures = dict[str, Any]
-# (recording, enrolment) -> what is kept of it.
-Enhancer = Callable[[Tensor, Tensor], Tensor]
+# Figures by arm and seed.
+Done = dict[str, dict[int, Figures]]
 
 
 def half_width(config: dict[str, Any]) -> int:
@@ -79,16 +86,11 @@ def parameters(config: dict[str, Any]) -> int:
 
 
 class Bench:
-    """The recipe, the held-out sets, and what everyone is judged by."""
+    """The recipe, its arms, and where they are kept."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.plan = options, options.plan
-        told = json.dumps([self.plan.model_dump(mode="json"), options.clips, options.pairs])
-        digest = hashlib.sha256(told.encode()).hexdigest()[:8]
-        self.folder = options.folder / f"{self.plan.name}-{digest}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.clips, self.pairs = clips(self.plan, options.clips), pairs(self.plan, options.pairs)
-        self.recogniser = recogniser(options.recogniser)
+        self.judge = Judge(self.plan, options.clips, options.pairs, options.recogniser)
 
     @cached_property
     def data(self) -> Any:
@@ -98,7 +100,14 @@ class Bench:
     @cached_property
     def voiceprint(self) -> voiceprint.VoicePrint:
         """The other encoder, of the arm static_vector."""
-        return voiceprint.learnt(self.data, self.folder / "voiceprint", self.options.print_steps)
+        folder = self.options.folder / f"voiceprint-{digest(self.voiceprint_told)}"
+        with locked(folder):
+            return voiceprint.learnt(self.data, folder, self.options.print_steps)
+
+    @property
+    def voiceprint_told(self) -> list[Any]:
+        """What decides the other encoder."""
+        return [self.plan.data.model_dump(mode="json"), self.options.print_steps]
 
     def planned(self, arm: str, seed: int) -> recipe.Recipe:
         """The recipe of one arm and seed."""
@@ -112,116 +121,85 @@ class Bench:
         )
         return self.plan.model_copy(update={"model": model, "stages": stages})
 
-    def trained(self, arm: str, seed: int, folder: Path) -> StreamingPSEModel:
+    def folder(self, arm: str, seed: int) -> Path:
+        """Where an arm is trained: one folder for all that decides its weights, no more."""
+        told = self.planned(arm, seed).model_dump(
+            mode="json",
+            include={"model", "data", "objective", "stages"},
+            exclude={"stages": {"__all__": {"training": FREE}}},
+        )
+        told["voiceprint"] = self.voiceprint_told if arm == "static_vector" else None
+        name = arm.replace(", ", "-").replace(" ", "-")
+        return self.options.folder / f"{name}-{seed}-{digest(told)}"
+
+    def finished(self, arm: str, seed: int) -> bool:
+        """Whether an arm is trained."""
+        last = self.folder(arm, seed) / f"stage-{len(self.plan.stages)}"
+        if (newest := checkpoints.latest(last)) is None:
+            return False
+        state = json.loads((newest / "state.json").read_text())
+        return bool(state["step"] == self.plan.stages[-1].training.steps)
+
+    def trained(self, arm: str, seed: int) -> StreamingPSEModel:
         """An arm after its training, on the CPU."""
-        plan = self.planned(arm, seed)
+        plan, folder = self.planned(arm, seed), self.folder(arm, seed)
         model, data = recipe.build(plan.model), self.data
         if arm == "static_vector":
             data = voiceprint.Embedded(data, self.voiceprint)
-        if not taught(model, data, plan, folder):
-            raise SystemExit(130)
+        with locked(folder):
+            if not taught(model, data, plan, folder):
+                raise SystemExit(130)
+            if not (machine := folder / "machine.txt").exists():
+                machine.write_text(record.describe_machine(training_device()))
         return model.cpu().eval()
 
     def done(self, arm: str, seed: int) -> Figures:
         """The figures of an arm; kept once they are there."""
-        path = self.path(arm, seed)
+        folder = self.folder(arm, seed)
+        path = folder / f"marks-{self.judge.digest}.json"
         if path.exists():
             return json.loads(path.read_text())
-        model = self.trained(arm, seed, path.with_suffix(""))
+        model = self.trained(arm, seed)
 
         def enhance(noisy: Tensor, enrolment: Tensor) -> Tensor:
             if arm == "static_vector":
                 enrolment = self.voiceprint(enrolment[None])[0]
             return kept(model, noisy, enrolment)
 
-        figures = {"parameters": model.num_parameters()} | self.marks(enhance)
-        figures["machine"] = record.describe_machine(training_device())
-        path.write_text(json.dumps(figures))
+        figures = {"parameters": model.num_parameters()} | self.judge.marks(enhance)
+        figures["machine"] = (folder / "machine.txt").read_text()
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(figures))
+        partial.replace(path)
         return figures
 
-    def path(self, arm: str, seed: int) -> Path:
-        """Where the figures of an arm are kept."""
-        return self.folder / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}.json"
 
-    def marks(self, enhance: Enhancer) -> Figures:
-        """How good what is kept is, on all held-out sets."""
-        enhanced = [enhance(one.mixture, one.enrolment) for one in self.clips]
-        return self.of_clips(enhanced) | self.of_pairs(enhance)
+def digest(told: Any) -> str:
+    """A short text that changes with what is told."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
-    def of_clips(self, enhanced: list[Tensor]) -> Figures:
-        """Marks on mixtures of all kinds, each kind of mark where it makes sense."""
-        both = list(zip(self.clips, enhanced, strict=True))
-        present = [(one, ours) for one, ours in both if one.present]
-        mixed = [(one, ours) for one, ours in present if min(one.sir, one.snr) < math.inf]
-        absent = [(one, ours) for one, ours in both if not one.present]
-        ours = torch.stack([ours for _, ours in mixed])
-        target = torch.stack([one.target for one, _ in mixed])
-        noisy = torch.stack([one.mixture for one, _ in mixed])
-        quality = sound.pesq(ours, target)
-        found: Figures = {
-            "SI-SDRi, dB": float(sound.improvement(ours, target, noisy).mean()),
-            "PESQ": float(quality.nanmean()),
-            "without PESQ": int(quality.isnan().sum()),
-            "ESTOI": float(sound.estoi(ours, target).nanmean()),
-        }
-        if dnsmos_installed():
-            found |= {f"DNSMOS, {k}": float(v.mean()) for k, v in sound.dnsmos(ours).items()}
-        wanted = torch.stack([one.target for one, _ in present])
-        given = torch.stack([ours for _, ours in present])
-        found["frames suppressed"] = float(sound.oversuppression(given, wanted).nanmean())
-        if absent:
-            left = [sound.remainder(o[None], one.mixture[None]) for one, o in absent]
-            found["left without target, dB"] = float(torch.cat(left).mean())
-        return found
 
-    def of_pairs(self, enhance: Enhancer) -> Figures:
-        """Marks on two talkers, with either enrolment; and what a recogniser hears."""
-        gains, flipped, heard = [], [], []
-        for pair in self.pairs:
-            first, second = (enhance(pair.mixture, e)[None] for e in (pair.mine, pair.theirs))
-            target, other = pair.target[None], pair.other[None]
-            gains.append(sound.improvement(first, target, pair.mixture[None]))
-            flipped.append(sound.flips(first, second, target, other))
-            heard.append(first[0])
-        found = {
-            "SI-SDRi of pairs, dB": float(torch.cat(gains).mean()),
-            "flips": float(torch.cat(flipped).float().mean()),
-        }
-        if self.recogniser is not None:
-            texts = [" ".join(w.text for w in transcribe(self.recogniser, [x])) for x in heard]
-            found["WER of pairs"] = word_errors([pair.said for pair in self.pairs], texts).rate
-        return found
-
-    def bounds(self) -> list[Figures]:
-        """Rows for comparison: nothing done at all, and the targets themselves."""
-        targets = {id(one.mixture): one.target for one in (*self.clips, *self.pairs)}
-        best = self.marks(lambda noisy, _: targets[id(noisy)])
-        # The others compare with the target, and say nothing of itself.
-        best = {name: mark for name, mark in best.items() if name.startswith(("DNSMOS", "WER"))}
-        return [
-            row_of("unprocessed", [self.marks(lambda noisy, _: noisy)]),
-            row_of("the target itself", [best]),
-        ]
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within the context other processes that want the same folder wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def training_device() -> torch.device:
     return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
-def dnsmos_installed() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("speechmos", "librosa", "requests"))
+def row_of(arm: str, runs: Sequence[Figures]) -> Figures:
+    """One row: means over seeds, and the spread of what the claims are about.
 
-
-def recogniser(name: str) -> Any:
-    """The one that counts words, the same for all; None where it isn't shipped."""
-    if name.startswith("house:") and name.removeprefix("house:") not in house.names():
-        print(f"{name} isn't shipped; words aren't counted")
-        return None
-    return load(folder_of(name))
-
-
-def row_of(arm: str, runs: list[Figures]) -> Figures:
-    """One row: means over seeds, and the spread of what the claims are about."""
+    Raises:
+        ValueError: the runs were judged by different measures.
+    """
+    if any(run.keys() != runs[0].keys() for run in runs):
+        raise ValueError(f"{arm}: {[sorted(run) for run in runs]} can't be one row")
     row: Figures = {"enrolment": arm, "seeds": len(runs)}
     for key in runs[0]:
         values = [run[key] for run in runs]
@@ -234,43 +212,53 @@ def row_of(arm: str, runs: list[Figures]) -> Figures:
     return row
 
 
-def claims_of(done: dict[str, list[Figures]], budget: str) -> list[Any]:
-    """Differences paired by seed."""
+def claims_of(done: Done, budget: str) -> list[Any]:
+    """What the method's record claims: differences paired by seed, and flips."""
+    where = f"{budget}; held-out voices of the speech world"
     found = []
-    for key, arm in (("cross-over-static", "cross"), ("half-size-over-static", HALF)):
-        both = list(zip(done.get(arm, []), done.get("static_mean", []), strict=False))
-        if not both:
+    for key, arms in DIFFERENCES.items():
+        ours, theirs = (done.get(arm, {}) for arm in arms)
+        if not (seeds := sorted(ours.keys() & theirs.keys())):
             continue
-        gaps = [ours["SI-SDRi, dB"] - theirs["SI-SDRi, dB"] for ours, theirs in both]
-        spread = statistics.stdev(gaps) if len(gaps) > 1 else None
-        sizes = " and ".join(f"{figures['parameters'] / 1e6:.2f} M" for figures in both[0])
-        note = f"{budget}; {sizes} parameters; held-out voices of the speech world"
-        made = both[0][0]["machine"]
-        mean, seeds = statistics.mean(gaps), range(len(gaps))
-        found.append(record.claim(SLUG, key, mean, spread, seeds, note, made))
+        gaps = {s: ours[s]["SI-SDRi, dB"] - theirs[s]["SI-SDRi, dB"] for s in seeds}
+        sizes = " and ".join(
+            f"{runs[seeds[0]]['parameters'] / 1e6:.2f} M" for runs in (ours, theirs)
+        )
+        note = f"{sizes} parameters; {where}"
+        if "static_vector" in arms:
+            note += "; the encoder of the embedding isn't counted"
+        found.append(claimed(key, gaps, note, ours[seeds[0]]["machine"]))
+    if cross := done.get("cross"):
+        shares = {seed: cross[seed]["flips"] for seed in sorted(cross)}
+        found.append(claimed("flips", shares, where, cross[min(cross)]["machine"]))
     return found
+
+
+def claimed(key: str, values: Mapping[int, float], note: str, machine: str) -> Any:
+    """A claim from its values by seed."""
+    several = list(values.values())
+    spread = statistics.stdev(several) if len(several) > 1 else None
+    return record.claim(SLUG, key, statistics.mean(several), spread, list(values), note, machine)
 
 
 def learn(options: argparse.Namespace) -> None:
     """Train the arms, judge them, and write what came out."""
-    bench, done = Bench(options), {}
+    bench, done = Bench(options), {arm: {} for arm in ARMS}
     for seed in options.seeds:
-        for arm in ARMS:
-            skipped = (options.only and arm not in options.only) or (
-                options.kept and not bench.path(arm, seed).exists()
-            )
+        for arm in options.only or ARMS:
+            skipped = options.kept and not bench.finished(arm, seed)
             if skipped or (seed != options.seeds[0] and arm not in DECISIVE):
                 continue
-            done.setdefault(arm, []).append(bench.done(arm, seed))
-            print(arm, seed, done[arm][-1], flush=True)
+            done[arm][seed] = bench.done(arm, seed)
+            print(arm, seed, done[arm][seed], flush=True)
     if options.only:
         return
     training = bench.plan.stages[-1].training
     budget = f"{training.steps} steps of {training.batch_size} mixtures of "
     budget += f"{bench.plan.data.seconds:g} s"
-    rows = [*bench.bounds(), *(row_of(arm, runs) for arm, runs in done.items())]
-    title = f"held-out voices after {budget}"
-    record.write(SLUG, claims_of(done, budget), {title: rows})
+    rows = [row_of(name, [marks]) for name, marks in bench.judge.bounds().items()]
+    rows += [row_of(arm, list(runs.values())) for arm, runs in done.items() if runs]
+    record.write(SLUG, claims_of(done, budget), {f"held-out voices after {budget}": rows})
 
 
 PARTS = {
@@ -282,7 +270,9 @@ PARTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["learn", "stream"])
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, help="learn and stream; with --only learn"
+    )
     parser.add_argument("--only", nargs="+", choices=ARMS, help="train these and write nothing")
     parser.add_argument("--kept", action="store_true", help="train nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -301,7 +291,7 @@ def main() -> None:
     parser.add_argument("--example", type=int, default=0, help="number of the pair that is shown")
     options = parser.parse_args()
     options.plan = recipe.read(options.recipe, options.set)
-    for part in options.parts:
+    for part in options.parts or (["learn"] if options.only else ["learn", "stream"]):
         PARTS[part](options)
 
 

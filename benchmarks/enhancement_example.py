@@ -14,7 +14,6 @@ from pared.worlds.house import folder_of
 from pared.worlds.optional import need
 from pared.worlds.speech.audio import RATE, to_int16
 
-FOLDER = record.ROOT / "docs"
 # Of the enrolment that is written; in dB below the loudest what is black; colours, few, since they
 # decide the size of the file.
 SECONDS, DEEPEST, COLOURS = 3.0, 60.0, 24
@@ -23,7 +22,8 @@ LABEL, STRETCH = 18, 3
 
 
 def write(options: argparse.Namespace) -> None:
-    """One mixture of two held-out talkers, with either enrolment."""
+    """One mixture of two held-out talkers, with either enrolment, into `docs/`."""
+    folder = record.ROOT / "docs"
     model = load(folder_of(options.model or "house:streaming-pse"))
     pair = pairs(options.plan, options.example + 1)[-1]
     first, second = (kept(model, pair.mixture, told) for told in (pair.mine, pair.theirs))
@@ -35,10 +35,10 @@ def write(options: argparse.Namespace) -> None:
     }
     soundfile = need("soundfile", extra="speech")
     for name, sound in sounds.items():
-        path = FOLDER / f"speech-{name}.flac"
+        path = folder / f"speech-{name}.flac"
         soundfile.write(path, to_int16(sound).numpy(), RATE, subtype="PCM_16")
         print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
-    path = FOLDER / "speech-spectrograms.png"
+    path = folder / "speech-spectrograms.png"
     picture(panels(pair, first, second)).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB; said was {pair.said!r}")
 

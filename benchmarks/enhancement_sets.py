@@ -5,6 +5,7 @@ without the target. *Pairs* are two talkers equally loud and nothing else, of wh
 enrolled, and of whom the first says one whole sentence.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -43,8 +44,9 @@ class Pair(NamedTuple):
 
 
 def clips(plan: Recipe, count: int) -> list[Mixture]:
-    """Mixtures of held-out voices as the recipe mixes, four seconds each."""
-    table = plan.data.model_copy(update={"seconds": SECONDS})
+    """Mixtures of held-out voices as the recipe mixes, at their own pitch, four seconds each."""
+    mixing = replace(plan.data.mixing, pitch=(1.0, 1.0))
+    table = plan.data.model_copy(update={"seconds": SECONDS, "mixing": mixing})
     data = data_of(table, "heldout")
     order = torch.randperm(len(data), generator=generator_for(7)).tolist()
     return [data.mixer.mixture(order[n % len(data)], generator_for(7, n)) for n in range(count)]

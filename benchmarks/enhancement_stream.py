@@ -10,13 +10,14 @@ from torch import Tensor
 import pared
 from pared.bench import host
 from pared.export.onnx import OnnxStep, example_enrolment, export_step
+from pared.recipe import Recipe
 from pared.speech.streaming_pse.method import SAMPLE_RATE
 from pared.speech.streaming_pse.model import StreamingPSEModel, load
 from pared.speech.streaming_pse.stream import Report, Stream
+from pared.speech.streaming_pse.training import data_of
 from pared.training import generator_for
-from pared.worlds import house, speech
+from pared.worlds import house
 from pared.worlds.house import folder_of
-from pared.worlds.speech.talkers import Talkers
 
 SLUG = "streaming-pse"
 # What real time is claimed of: the settings' defaults.
@@ -26,7 +27,7 @@ DEFAULT = "default size, random weights"
 def measure(options: argparse.Namespace) -> None:
     """Both runtimes, for the default size and for the enhancer given or shipped."""
     rows, reports = [], {}
-    sound = minute()
+    sound = minute(options.plan)
     for name, model in models(options.model).items():
         path = options.folder / f"step-{len(reports)}.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +56,9 @@ def models(given: str | None) -> dict[str, StreamingPSEModel]:
     return found
 
 
-def minute() -> Tensor:
-    """Two talkers for a minute, with their pauses, (samples,)."""
-    talkers = Talkers(speech.load("sentences", "heldout"))
+def minute(plan: Recipe) -> Tensor:
+    """Two held-out talkers for a minute, with their pauses, (samples,)."""
+    talkers = data_of(plan.data, "heldout").mixer.talkers
     passages = [talkers.passage(n, 60 * SAMPLE_RATE, generator_for(n)) for n in range(2)]
     return 0.5 * sum(passages[1:], passages[0])
 

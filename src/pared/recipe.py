@@ -162,7 +162,7 @@ class DataTable(_Table):
     )
     noises: str | None = Field(
         default=None,
-        description="a folder laid out as in the DNS challenge, whose noises mixtures take",
+        description="a folder of noises to mix in, or the DNS challenge's, whose noises are taken",
     )
 
 

@@ -1,10 +1,12 @@
 """Running commands in an empty folder, and what a refusal looks like."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from pared.cli import main
@@ -45,3 +47,72 @@ def refused(run: Run, tmp_path: Path) -> Callable[..., str]:
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a toy text-to-image pipeline."""
     return toy_pipeline.write(tmp_path_factory.mktemp("models") / "pipeline")
+
+
+# An enhancer -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an enhancer, a voice enrolled for it, and a recording."""
+    from pared.speech.streaming_pse import enrolment
+    from pared.speech.streaming_pse.method_checks import noise, toy
+    from pared.worlds.speech import audio
+    from tests.cli.sounds import WHOLE
+
+    folder = tmp_path_factory.mktemp("enhancer")
+    enhancer = toy(window=512)
+    enhancer.save_pretrained(folder / "model")
+    enrolment.save(folder / "me.safetensors", enhancer, enrolment.enrol(enhancer, noise(32000)))
+    audio.write(folder / "noisy.wav", WHOLE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def enhanced(kept: Path) -> Callable[[Path], torch.Tensor]:
+    """What the library makes of a recording with that voice, offline."""
+    from pared.speech.streaming_pse import enrolment
+    from pared.speech.streaming_pse.method_checks import toy
+    from pared.worlds.speech import audio
+
+    enhancer = toy(window=512)
+    voice = enrolment.load(kept / "me.safetensors", enhancer)
+
+    @torch.no_grad()
+    def offline(recording: Path) -> torch.Tensor:
+        return enhancer.enhance(audio.read(recording)[None], voice)[0]
+
+    return offline
+
+
+@pytest.fixture(scope="session")
+def wanted(kept: Path, enhanced: Callable[[Path], torch.Tensor]) -> torch.Tensor:
+    """What comes of the recording in the folder."""
+    return enhanced(kept / "noisy.wav")
+
+
+@pytest.fixture
+def enhance(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `pared enhance` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(
+        source: object, *words: object, given: bytes = b"", voice: str = "me.safetensors"
+    ) -> Result:
+        line = ["enhance", source, "-e", kept / voice, "--model", kept / "model", *words]
+        words = [str(word) for word in line]
+        return CliRunner().invoke(main, words, prog_name="pared", input=given)
+
+    return invoke
+
+
+@pytest.fixture
+def in_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs a command in an empty folder as if its standard output were a terminal."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*words: object) -> int:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        return main([str(word) for word in words], standalone_mode=False) or 0
+
+    return invoke

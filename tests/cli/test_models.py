@@ -87,3 +87,12 @@ def test_a_cached_hub_model_is_used_without_the_network(empty_folder, monkeypatc
     (refs / "main").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     assert locate("owner/name").without_weights() == str(snapshot)
+
+
+def test_a_single_model_is_found_by_the_same_names(empty_folder):
+    folder = model_folder(empty_folder / "runs" / "recogniser")
+    assert locate("runs/recogniser").model_folder().samefile(folder)
+    with pytest.raises(InputError, match="toy:dit is a configuration with random weights"):
+        locate("toy:dit").model_folder()
+    with pytest.raises(InputError, match="owner/name can't be had: it isn't in this machine's"):
+        locate("owner/name").model_folder()

@@ -8,9 +8,9 @@ import pytest
 
 from pared.speech.recognition import load, transcribe
 from pared.worlds.speech import audio
+from tests.cli import sounds
+from tests.cli.sounds import soundfile
 from tests.speech import recognisers
-
-soundfile = pytest.importorskip("soundfile")
 
 
 @pytest.fixture(scope="module")
@@ -100,26 +100,48 @@ def test_long_recordings_are_read_in_blocks(written, folder, monkeypatch):
     assert set(read) == {audio.BLOCK}
 
 
+@pytest.mark.parametrize("form", sounds.FORMS, ids=lambda form: form["format"] + form["subtype"])
+def test_other_forms_are_converted(written, folder, tmp_path, form):
+    recording = sounds.stored(tmp_path, form)
+    words = transcribe(load(folder / "model"), audio.read_blocks(recording))
+    assert written(recording).stdout == " ".join(word.text for word in words) + "\n"
+
+
+def test_a_model_of_the_hub(run, folder, tmp_path, monkeypatch):
+    """The hub's cache as huggingface_hub lays it out, with the recogniser in it."""
+    cache = tmp_path / "cache" / "models--a-lab--a-model"
+    shutil.copytree(folder / "model", cache / "snapshots" / ("0" * 40))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    result = run("transcribe", folder / "short.wav", "--model", "a-lab/a-model")
+    assert result.stdout == " ".join(word.text for word in heard(folder, "short.wav")) + "\n"
+
+
+@pytest.mark.parametrize("fault, part", sounds.FAULTS)
+def test_recordings_that_cannot_be_written_down(refused, folder, tmp_path, fault, part):
+    sounds.faulty(tmp_path / "x.wav", fault)
+    # A good one before it isn't begun with.
+    words = [folder / "short.wav", "x.wav", "--model", folder / "model"]
+    assert part in refused("transcribe", *words)
+
+
 @pytest.mark.parametrize(
     "words, part",
     [
         ([], "missing argument 'FILE...'"),
-        (["gone.wav"], "'gone.wav' doesn't exist or is no file"),
-        (["short.wav", "gone.wav"], "'gone.wav' doesn't exist or is no file"),
-        (["silent.wav"], "is silent from beginning to end"),
-        (["text.wav"], "is damaged, or no WAV, FLAC, OGG or MP3"),
         (["short.wav", "--beam", "0"], "0 is not in the range x>=1"),
         (["short.wav", "--device", "tpu"], "there is no device 'tpu' here"),
-        (["short.wav", "--model", "nowhere"], "there is no folder 'nowhere'"),
+        (["short.wav", "--model", "nowhere"], "there is no model 'nowhere'"),
         (["short.wav", "--model", "house:nobody"], "no house model 'house:nobody'"),
+        (["short.wav", "--model", "toy:dit"], "is a configuration with random weights"),
+        (["short.wav", "--model", "a-lab/a-model"], "a-lab/a-model can't be had: it isn't in this"),
         (["short.wav", "--model", "whisper"], "holds a whisper, which is no CTC model"),
         (["short.wav", "--model", "bare"], "lacks the feature extractor or the tokenizer"),
     ],
 )
 def test_refusals(refused, folder, tmp_path, words, part):
     shutil.copy(folder / "short.wav", tmp_path)
-    audio.write(tmp_path / "silent.wav", 0 * recognisers.noise(16000))
-    (tmp_path / "text.wav").write_text("not a sound")
     (tmp_path / "whisper").mkdir()
     (tmp_path / "whisper" / "config.json").write_text('{"model_type": "whisper"}')
     recognisers.conformer().model.save_pretrained(tmp_path / "bare")

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
 FENCE = re.compile(r"^( *)```(\w*)(?: title=\"([^\"]*)\")?\n(.*?)^\1```", re.M | re.S)
+COMMENT = re.compile(r"<!--.*?-->", re.S)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ def blocks(page: Path, language: str) -> list[Block]:
 
 
 def links(page: Path) -> list[str]:
-    """The targets of all links and pictures outside of code."""
-    text = re.sub(r"`[^`\n]*`", "code", FENCE.sub("", page.read_text()))
-    return re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", text)
+    """The targets of all links, pictures and sounds outside of code and comments."""
+    text = re.sub(r"`[^`\n]*`", "code", COMMENT.sub("", FENCE.sub("", page.read_text())))
+    return re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", text) + re.findall(r' src="([^"]+)"', text)
 
 
 def anchors(page: Path) -> set[str]:

@@ -106,6 +106,12 @@ def test_result_files_are_whole_and_agree_with_the_records():
                 )
 
 
+def test_every_result_has_a_page(build):
+    pages = {*info.registry(), *build.generated.MEASURED}
+    left = {path.stem for path in (ROOT / "results").glob("*.json")} - pages
+    assert not left, f"name {sorted(left)} in MEASURED of docs/generated.py, or by a method's slug"
+
+
 # What pages show --------------------------------------------------------------------------------
 
 

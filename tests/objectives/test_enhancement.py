@@ -1,11 +1,14 @@
 """The enhancement loss: its terms against their definitions, and what each of them is for."""
 
+import math
+
 import pytest
 import torch
 from torchmetrics.functional.audio import scale_invariant_signal_distortion_ratio
 
+import pared
 from pared.objectives import enhancement
-from pared.objectives.enhancement import Enhancement, si_sdr
+from pared.objectives.enhancement import Enhancement, confusion, si_sdr
 
 
 def signals(*shape, seed=0):
@@ -110,3 +113,43 @@ def test_the_model_is_called_with_the_batch():
 
 def test_spectra_cover_the_whole_signal():
     assert enhancement.spectra(signals(2, 2560)).shape == (2, 257, 11, 2)
+
+
+def test_voices_are_told_apart_where_each_is_nearest_to_itself():
+    voices = torch.eye(4, 16)
+    alike = confusion(torch.stack([voices, 3 * voices]), torch.arange(4))
+    mixed_up = confusion(torch.stack([voices, voices.roll(1, dims=0)]), torch.arange(4))
+    assert alike < 0.001 and mixed_up > 9
+    unknown = confusion(torch.ones(2, 4, 16), torch.arange(4))
+    assert unknown == pytest.approx(math.log(4))
+
+
+def test_the_same_speaker_is_not_held_against_a_voice():
+    voices = torch.ones(2, 3, 8)
+    assert confusion(voices, torch.tensor([5, 5, 5])) == 0
+    assert confusion(voices, torch.tensor([5, 5, 7])) == pytest.approx(
+        (2 * math.log(2) + math.log(3)) / 3
+    )
+    assert confusion(voices[:, :1], torch.tensor([5])) == 0
+
+
+@pytest.mark.parametrize("conditioning", ["cross", "static_mean", "none"])
+def test_targets_without_sound_have_no_voice(conditioning):
+    model = pared.StreamingPSE(width=16, layers=1, conditioning=conditioning).build()
+    batch = {
+        "noisy": signals(3, 2048),
+        "target": signals(3, 2048, seed=1),
+        "enrolment": signals(3, 4096, seed=2),
+        "speaker": torch.tensor([4, 9, 2]),
+    }
+    batch["target"][1] = 0
+    generator = torch.Generator()
+    plain, terms = (Enhancement(voice=v)(model, batch, generator) for v in (0, 0.5))
+    assert all(torch.equal(terms[name], plain[name]) for name in plain)
+    assert terms.keys() - plain.keys() == (set() if conditioning == "none" else {"voice"})
+    if conditioning != "none":
+        _, voices = model(batch["noisy"], batch["enrolment"], clean=batch["target"])
+        expected = confusion(voices[:, [0, 2]], batch["speaker"][[0, 2]])
+        torch.testing.assert_close(terms["voice"], 0.5 * expected)
+        terms["voice"].backward()
+        assert model.encoder.embed[0].weight.grad.abs().sum() > 0

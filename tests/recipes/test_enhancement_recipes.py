@@ -10,7 +10,9 @@ from pared import recipe
 from pared.errors import InputError
 from pared.objectives.enhancement import si_sdr
 from pared.speech.streaming_pse.model import load
+from pared.speech.streaming_pse.training import data_of
 from tests.recipes.test_recognition_recipes import interruption
+from tests.worlds.tones import Tones, write_librispeech
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -24,16 +26,9 @@ BRIEF = ["data.seconds=0.5", "data.mixing.enrolment_seconds=[0.5, 1.0]"]
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Four talkers of three tones each, laid out as LibriSpeech is, and noises as in the DNS."""
-    from tests.worlds.tones import Tones
-
     place, tones = tmp_path_factory.mktemp("corpus"), Tones()
+    write_librispeech(place / "voices" / "train", tones)
     for n in range(len(tones)):
-        chapter = place / "voices" / "train" / str(n // 3) / "1"
-        chapter.mkdir(parents=True, exist_ok=True)
-        name = f"{n // 3}-1-{n % 3:04}"
-        with (chapter / f"{n // 3}-1.trans.txt").open("a") as file:
-            file.write(f"{name} TONE\n")
-        soundfile.write(chapter / f"{name}.flac", tones.waveform(n).numpy(), 16000)
         for kind in ("clean", "noise"):
             (place / "dns" / kind).mkdir(parents=True, exist_ok=True)
             soundfile.write(place / "dns" / kind / f"{n}.wav", tones.waveform(n).numpy(), 16000)
@@ -52,7 +47,8 @@ def test_what_is_trained_is_an_ordinary_folder(corpus, tmp_path):
     assert again.digest() == trained.digest() and not trained.training
     log = [json.loads(x) for x in (tmp_path / "stage-1" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3]
-    assert {"signal", "silence", "magnitude", "spectrum", "suppression"} <= log[-1].keys()
+    terms = {"signal", "silence", "magnitude", "spectrum", "suppression", "voice"}
+    assert terms <= log[-1].keys()
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(corpus, tmp_path):
@@ -146,20 +142,30 @@ def test_what_only_the_libraries_can_tell(change, told):
 
 def test_noises_must_be_there(corpus, tmp_path):
     plan = planned(corpus, f"data.noises={tmp_path}")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="holds no recordings; give a folder of noises"):
         recipe.run(plan, tmp_path / "run")
+
+
+def test_noises_are_read_without_the_speech_beside_them(corpus, tmp_path):
+    for name in ("clean", "noise"):
+        (tmp_path / name).mkdir()
+    sound = soundfile.read(corpus / "dns" / "noise" / "0.wav")[0]
+    soundfile.write(tmp_path / "noise" / "fan.wav", sound, 16000)
+    (tmp_path / "clean" / "broken.wav").write_bytes(b"is never opened")
+    for place in (tmp_path, tmp_path / "noise"):
+        data = data_of(planned(corpus, f"data.noises={place}").data)
+        assert [Path(key).name for key in data.noises.keys] == ["fan.wav"]
 
 
 @pytest.mark.slow  # five minutes on one core
 def test_the_mini_recipe_keeps_voices_that_it_has_never_heard(tmp_path):
     from dataclasses import replace
 
-    from pared.speech.streaming_pse.training import data_of
     from pared.training.data import generator_for
 
     plan = recipe.read(MINI)
     enhancer = recipe.run(plan, tmp_path)
-    mixing = replace(plan.data.mixing, absent=0, alone=0)
+    mixing = replace(plan.data.mixing, absent=0, alone=0, pitch=(1.0, 1.0))
     heldout = data_of(plan.data.model_copy(update={"mixing": mixing}), "heldout")
     batch = heldout.batch(torch.arange(48), generator_for(7))
     with torch.no_grad():

@@ -11,6 +11,7 @@ from pared.errors import InputError
 from pared.objectives.wav2vec2 import Wav2Vec2Pretraining
 from pared.speech.pretraining import PretrainingData
 from pared.speech.recognition.training import extractor_of
+from pared.worlds.speech.sources import kinds_of
 from tests.recipes.test_recognition_recipes import RECIPES, corpus, interruption
 from tests.worlds.tones import Tones
 
@@ -86,7 +87,7 @@ def test_batches_are_cut_and_of_similar_length():
 
 
 def test_utterances_shorter_than_a_mask(corpus, tmp_path):
-    told = r"12 of 12 items .* number 0 \(has 36 frames, and masks hide 60\)"
+    told = r"12 of 12 items .* number 0 \(has 38 frames, and masks hide 60\)"
     with pytest.raises(InputError, match=told):
         recipe.run(planned(corpus, "objective.settings={span=60}", "data.seconds=4"), tmp_path)
     some = "objective.settings={span=40}"
@@ -100,6 +101,23 @@ def test_the_paper_recipe_is_whole():
     recipe.check(plan)
     assert plan.model.methods == ("mel-front", "summarymixing-asr")
     Wav2Vec2Pretraining(**plan.objective.settings)
+
+
+def test_the_recipe_of_the_probes_is_that_of_the_mini_on_commands_too():
+    plan, mini = (
+        recipe.read(RECIPES / "summarymixing-ssl" / f"{name}.toml") for name in ("probed", "mini")
+    )
+    recipe.check(plan)
+    assert (plan.model, plan.objective) == (mini.model, mini.objective)
+    assert kinds_of(plan.data.source) == ["digits", "commands"]
+
+
+def test_other_voices_can_be_learnt_from_too():
+    plan = recipe.read(MINI, ["data.source=speech:digits:espeak-ng+flite"])
+    recipe.check(plan)
+    wrong = recipe.read(MINI, ["data.source=speech:digits:festival"])
+    with pytest.raises(InputError, match="no synthesizer 'festival'; known are espeak-ng, flite"):
+        recipe.check(wrong)
 
 
 WRONG = [

@@ -198,10 +198,22 @@ def test_the_house_recogniser_is_small_enough_to_ship():
         assert found.hop == 320
 
 
+def test_what_attentions_are_compared_by_is_sentences_and_small():
+    from pared.speech.recognition.training import extractor_of, started
+    from pared.worlds.speech.characters import Characters
+
+    plan = recipe.read(RECIPES / "recognition" / "sentences.toml")
+    recipe.check(plan)
+    assert "sentences" in plan.data.source and plan.data.snr == (0, 15)
+    extractor = extractor_of(plan.data.extractor)
+    found = started(plan.model, recipe.build, extractor, Characters())
+    assert 1.0e6 < sum(p.numel() for p in found.model.parameters()) < 1.6e6
+
+
 def test_several_kinds_of_the_speech_world_are_one(monkeypatch):
     from pared.worlds.speech.sources import utterances
 
-    def load(kind, split, count):
+    def load(kind, split, count, synthesizers=("espeak-ng",)):
         torch.manual_seed(len(kind))
         lengths = [100 * n + len(kind) for n in range(1, count + 1)]
         said = [f"{kind} {split}"] * count

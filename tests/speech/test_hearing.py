@@ -1,6 +1,6 @@
 """Chunks, streams and convolutions that hear neither padding nor the future."""
 
-import copy
+import itertools
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from pared.speech.hearing import (
     Hearing,
     drawn_chunks,
     hearing_of,
+    leave_out_padding,
     set_chunks,
 )
 from pared.speech.summary_mixing_checks import converted, encoded, frames
@@ -95,27 +96,67 @@ def test_streaming_draws_chunks_in_training_alone(slug):
         assert hearing_of(plain).chunk is None
 
 
+@pytest.mark.parametrize("left", [None, 0, 2])
 @pytest.mark.parametrize("slug", ["summarymixing-asr", "rope-asr"])
-def test_any_lengths_will_do_where_nothing_limits_the_past(slug):
-    """Two streams at a time, and chunks of random lengths against the mask of just these."""
-    model = pared.convert(presets.build("toy:conformer", "cpu"), pared.parse(slug)).eval()
-    x = frames(1, 24)
-    one, other = EncoderStream(model), EncoderStream(model)
-    set_chunks(model, 8)
-    whole = encoded(model, x)
+def test_chunks_of_random_lengths_give_what_their_mask_gives(slug, left):
+    """Two streams at a time, whose chunks differ, against all frames at once."""
+    model = stirred(slug)
+    x, wholes = frames(2, 24), []
+    splits = [random_split(24, seed) for seed in (0, 1)]
+    assert splits[0] != splits[1]
+    for split in splits:
+        set_chunks(model, split, left)
+        wholes.append(encoded(model, x))
+    assert not torch.allclose(*wholes, atol=1e-4), "the chunks make no difference"
+    streams = [zip(x.split(split, dim=1), strict=True) for split in splits]
+    encoders = [EncoderStream(model) for _ in splits]
+    found: list[list[torch.Tensor]] = [[], []]
     with torch.no_grad():
-        parts = []
-        for part in x.split(8, dim=1):
-            parts.append(one(part))
-            other(torch.randn(2, 3, 32))
-        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
-        set_chunks(model, None)
-        # Frames of one chunk depend on no split of those before.
-        ends = [EncoderStream(model) for _ in range(2)]
-        for stream, split in zip(ends, ((5, 3, 8, 8), (1, 7, 2, 6, 8)), strict=True):
-            last = [stream(part) for part in x.split(split, dim=1)][-1]
-            assert last.shape == (1, 8, 32)
-    assert torch.equal(encoded(model, x), encoded(copy.deepcopy(model), x))
+        for turn in itertools.zip_longest(*streams):
+            for encoder, chunk, heard in zip(encoders, turn, found, strict=True):
+                if chunk is not None:
+                    heard.append(encoder(*chunk))
+    for heard, whole in zip(found, wholes, strict=True):
+        torch.testing.assert_close(torch.cat(heard, dim=1), whole, rtol=0, atol=1e-5)
+
+
+def stirred(slug: str) -> nn.Module:
+    """A converted toy whose frames hear one another well; fresh weights hardly do."""
+    torch.manual_seed(0)
+    model = pared.convert(presets.build("toy:conformer", "cpu"), pared.parse(slug)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def random_split(total: int, seed: int) -> list[int]:
+    """Random lengths from 1 frame up that make `total` together."""
+    generator = torch.Generator().manual_seed(seed)
+    ends = (torch.randperm(total - 1, generator=generator)[:5] + 1).sort().values.tolist()
+    return [b - a for a, b in itertools.pairwise([0, *ends, total])]
+
+
+def test_chunks_of_other_frames_than_there_are_say_what_is_right():
+    model = stirred("rope-asr")
+    set_chunks(model, [5, 7])
+    with pytest.raises(
+        InputError, match=r"chunks of \(5, 7\) frames were set, 12 in all, and the e"
+    ):
+        encoded(model, frames(1, 13))
+
+
+def test_a_stock_conformer_can_leave_padding_out_too():
+    """An encoder's padded batch as its utterances alone; its attentions go on hearing all."""
+    torch.manual_seed(0)
+    model = presets.build("toy:conformer", "cpu").eval()
+    x, valid = frames(2, 20), torch.arange(20) < torch.tensor([[20], [9]])
+    stock, alone = encoded(model, x, valid)[1:, :9], encoded(model, x[1:, :9])
+    assert not torch.allclose(stock, alone, atol=1e-3)
+    leave_out_padding(model)
+    torch.testing.assert_close(encoded(model, x, valid)[1:, :9], alone, rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="hear all frames; convert it first"):
+        set_chunks(model, 4)
 
 
 def test_a_stream_of_means_takes_memory_of_one_size():
@@ -151,6 +192,8 @@ def test_bad_chunks_say_what_is_right():
     model = pared.convert(presets.build("toy:conformer", "cpu"), pared.parse("rope-asr"))
     with pytest.raises(InputError, match="chunks of 0 frames with None before"):
         set_chunks(model, 0)
+    with pytest.raises(InputError, match=r"chunks of \[4, 0\] frames with None before"):
+        set_chunks(model, [4, 0])
     with pytest.raises(InputError, match="with -1 before each can't be; give at least 1 and 0"):
         set_chunks(model, 4, -1)
     with pytest.raises(InputError, match="hear all frames; convert it first"):

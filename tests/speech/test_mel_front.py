@@ -1,5 +1,6 @@
 """Log-mel frames before an encoder: their checks, what is left of the model, and what refuses."""
 
+import copy
 import inspect
 
 import pytest
@@ -34,6 +35,34 @@ def test_all_else_stays(name):
     assert (mel.bands, mel.window, mel.hop) == (
         conv["conv_dim"][0], conv["conv_kernel"][0], conv["conv_stride"][0],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["toy:conformer", "toy:wav2vec2"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_count_of_frames_is_true(name, batch):
+    """Of the model, of what reads its samples, and of a copy."""
+    model = presets.build(name, device="cpu")
+    stock = model._get_feat_extract_output_lengths(2055)
+    pared.convert(model, pared.parse("mel-front"))
+    reader = model.get_submodule(anatomy.of(model).reader)
+    lengths = torch.tensor([2055, 1603])[:batch]
+    for one in (model, copy.deepcopy(model)):
+        sounds, mask = anatomy.of(one).example(batch=batch, samples=2055)
+        with torch.no_grad():
+            made = anatomy.of(one).run(one.eval(), sounds, mask).shape[1]
+        told = one._get_feat_extract_output_lengths(lengths)
+        assert told[0] == made > stock
+        assert torch.equal(told, reader._get_feat_extract_output_lengths(lengths))
+    # The copy counts by itself.
+    model.config.conv_stride = (500, 4, 4)
+    assert one._get_feat_extract_output_lengths(2055) == told[0]
+
+
+def test_pieces_of_a_sound_lie_on_its_grid():
+    """Windows of a recording that begin on whole frames hear what windows of all of it hear."""
+    mel, sound = LogMel(40, 400, 160), torch.randn(1, 16_000)
+    whole, piece = mel.decibels(sound), mel.decibels(sound[:, 3200:12_800])
+    torch.testing.assert_close(piece[:, 2:-2], whole[:, 22:79], rtol=0, atol=1e-4)
 
 
 def test_silence_is_finite():

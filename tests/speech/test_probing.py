@@ -130,4 +130,4 @@ def test_rates_fall_and_the_best_epoch_is_kept(monkeypatch):
 
 def test_mel_is_one_layer():
     (found,) = probing.mel_of([noise(16_000)])
-    assert found.shape == (49, 1, 80)
+    assert found.shape == (51, 1, 80)

@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pared
 from pared import anatomy
 from pared.anatomy.speech import NoPositions
 from pared.speech import rope_checks
+from pared.speech.hearing import set_chunks
 from pared.speech.rope import RoPE
 from pared.speech.rope_checks import encoded, frames, layer_of, spread, toy
 
@@ -139,12 +141,38 @@ def test_the_base_of_the_frequencies():
     assert layer_of(pared.convert(toy(), RoPE(base=77))).base == 77
 
 
-def test_dropout_of_the_map_is_the_models_and_for_training_alone():
-    layer = layer_of(pared.convert(toy(attention_dropout=0.5), RoPE()))
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_dropout_of_the_map_is_the_models_and_for_training_alone(implementation):
+    model = pared.convert(toy(attention_dropout=0.5), RoPE())
+    model.set_attn_implementation(implementation)
+    layer = layer_of(model)
     x = frames()
     torch.manual_seed(0)
     assert not torch.equal(layer.train()(x)[0], layer(x)[0])
     assert torch.equal(layer.eval()(x)[0], layer(x)[0])
+
+
+@torch.no_grad()
+def test_the_model_says_how_attention_is_computed():
+    """A kernel that the CPU lacks is asked for by sdpa alone."""
+    model = pared.convert(toy(), RoPE())
+    x, layer = frames(), layer_of(model)
+    wanted = encoded(model, x)
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        with pytest.raises(RuntimeError, match=r"[Nn]o (viable|available)"):
+            layer(x)
+        model.set_attn_implementation("eager")
+        torch.testing.assert_close(encoded(model, x), wanted, rtol=0, atol=1e-5)
+
+
+def test_implementations_with_masks_of_their_own_are_refused():
+    model = pared.convert(toy(), RoPE())
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(
+        pared.InputError, match=r"flash_attention_2 takes no mask .* call model.set"
+    ):
+        set_chunks(model, 7)
+        layer_of(model)(frames())
 
 
 def test_an_utterance_of_padding_alone_gives_no_nan():

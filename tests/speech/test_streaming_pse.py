@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import pared
 from pared.anatomy import presets
@@ -102,6 +103,33 @@ def test_an_enrolment_may_be_loud_or_soft():
     torch.testing.assert_close(soft, loud, rtol=0, atol=1e-4)
 
 
+def test_what_follows_the_seconds_that_count_is_not_encoded():
+    enhancer, recordings = toy(enrolment_seconds=1.5), noise(2, 500, seed=2)
+    long = noise(2, 4 * 16000)
+    long[1, 16000:20000] = 0  # a pause, so that the second one's seconds end later
+    encoded, valid = enhancer.encoded(long)
+    assert encoded.shape[:2] == valid.shape and valid[:, -1].tolist() == [False, True]
+    end = 20000 + 8000 + 2 * enhancer.settings.window
+    assert abs(valid.shape[1] * enhancer.settings.hop - end) < 4 * enhancer.settings.window
+    wanted = enhancer(recordings, long[:, :end])
+    torch.testing.assert_close(enhancer(recordings, long), wanted, rtol=0, atol=1e-6)
+    # Alone, each goes no further than its own.
+    alone = torch.cat([enhancer(r[None], e[None]) for r, e in zip(recordings, long, strict=True)])
+    torch.testing.assert_close(alone, wanted, rtol=0, atol=1e-5)
+
+
+def test_ten_minutes_of_enrolment_cost_what_ten_seconds_do():
+    enhancer = toy(window=512)
+    enhancer.set_attn_implementation("eager")  # whose products are counted
+    long, told, cost = noise(1, 600 * 16000), [], []
+    for seconds in (600, 11):
+        with FlopCounterMode(display=False) as counter:
+            told.append(enhancer.encode(long[:, : seconds * 16000]))
+        cost.append(counter.get_total_flops())
+    assert cost[0] == cost[1] > 0
+    torch.testing.assert_close(*told, rtol=0, atol=1e-6)
+
+
 def test_ten_seconds_count():
     enhancer = toy(enrolment_seconds=1.5)
     told = enrolment.enrol(enhancer, noise(5 * 16000))
@@ -134,7 +162,7 @@ def test_an_embedding_from_elsewhere_is_no_recording():
 
 
 def test_enrolment_files(tmp_path):
-    enhancer, path = toy(), tmp_path / "me.safetensors"
+    enhancer, path = toy(), tmp_path / "new" / "folder" / "me.safetensors"
     told = enrolment.enrol(enhancer, noise(32000))
     enrolment.save(path, enhancer, told)
     found = enrolment.load(path, enhancer)
@@ -156,8 +184,13 @@ def test_enrolment_files_that_are_refused(tmp_path):
                           ("gone", "there is no enrolment")):  # fmt: skip
         with pytest.raises(pared.InputError, match=message):
             enrolment.load(tmp_path / name, enhancer)
-    with pytest.raises(pared.InputError, match="can't be written"):
-        enrolment.save(tmp_path / "no" / "me.safetensors", enhancer, {})
+    for place in (path / "me.safetensors", path / "new" / "me.safetensors"):
+        with pytest.raises(pared.InputError, match=r"can't be written \((File exists|Not a dir)"):
+            enrolment.save(place, enhancer, {})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(pared.InputError, match=r"can't be written \(Is a directory\)"):
+        enrolment.save(tmp_path / "folder", enhancer, {})
+    assert not list(tmp_path.glob(".*"))
 
 
 # The model --------------------------------------------------------------------------------------

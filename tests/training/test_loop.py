@@ -103,6 +103,16 @@ def test_loss_falls_and_is_logged(tmp_path):
     assert abs(lines[-1]["near"] - 3 * lines[-1]["far"]) < 1e-6
 
 
+def test_trainings_of_one_process_may_differ_in_precision(tmp_path):
+    used = []
+    for precision in ("no", "bf16", "no"):
+        model = net()
+        model[0].register_forward_hook(lambda module, args, output: used.append(output.dtype))
+        chosen = settings(steps=4, precision=precision)
+        assert train(model, Fit(), Points(), chosen, tmp_path / str(len(used))).finished
+    assert used == [*4 * [torch.float32], *4 * [torch.bfloat16], *4 * [torch.float32]]
+
+
 def test_log_has_each_step_once_after_a_resume(tmp_path):
     script(tmp_path, 23, "SIGKILL")
     script(tmp_path)

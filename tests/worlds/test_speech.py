@@ -1,5 +1,6 @@
 """The speech world: what is said, who says it, and that it is spoken once."""
 
+import random
 import re
 import shutil
 import threading
@@ -16,6 +17,7 @@ from pared.worlds import speech
 from pared.worlds.speech import audio, grammar, voices, world
 from pared.worlds.speech.characters import Characters
 from pared.worlds.speech.data import TranscriptData
+from pared.worlds.speech.sources import kinds_of, utterances
 from pared.worlds.speech.voices import VOICES, Request, Voice
 
 espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng isn't installed")
@@ -119,6 +121,39 @@ def test_what_isnt_there_to_be_said():
         speech.load("digits", count=0)
     with pytest.raises(InputError, match="no synthesizer 'festival'; known are espeak-ng, flite"):
         speech.load("digits", synthesizers=("festival",))
+
+
+# What is wanted
+
+
+def test_every_command_follows_one_template():
+    """Whatever fills its slots; so the intent is known of what was spoken long ago, too."""
+    slots, rng = grammar._grammar("commands")[1], random.Random(0)
+    for template in grammar.COMMANDS:
+        for _ in range(200):
+            filling = [rng.choice(slots[name]) for name in re.findall(r"{(\w+)}", template)]
+            text = re.sub(r"{\w+}", "{}", template).format(*filling)
+            follows = [t for t, said in grammar._said().items() if said.fullmatch(text)]
+            assert follows == [template] == [grammar.intent_of(text)]
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_all_intents_occur(split):
+    intents = map(grammar.intent_of, grammar.texts("commands", split, 160))
+    assert set(intents) == set(grammar.COMMANDS)
+
+
+@pytest.mark.parametrize("kind", ["digits", "sentences"])
+def test_what_is_no_command_has_no_intent(kind):
+    assert not any(map(grammar.intent_of, grammar.texts(kind, "train", 300)))
+
+
+def test_utterances_carry_their_intents():
+    said = ["call anna tomorrow", "one two", "make the opera softer", "call anna tomorrow now"]
+    spoken = speech.Speech(torch.zeros(4, dtype=torch.int16), [1] * 4, said, ["someone"] * 4, "")
+    wanted = ["call {contact} {day}", None, "make the {music} {loudness}", None]
+    assert spoken.intents == wanted
+    assert world.joined([spoken, spoken]).intents == wanted * 2
 
 
 # As numbers
@@ -341,6 +376,62 @@ def test_flite_speaks_on_demand(tmp_path):
     assert all(length > 0.3 * audio.RATE for length in spoken.lengths + heldout.lengths)
     slow, fast = (voices.speak(Request("one two", Voice("flite", "slt"), r)) for r in (140, 200))
     assert len(slow) > 1.2 * len(fast)
+
+
+@flite
+def test_a_source_names_its_synthesizers(tmp_path, monkeypatch):
+    """As recipes and benches name it; the voices of both take turns, and espeak-ng's stay alone."""
+    monkeypatch.setattr(world, "_cache", lambda: tmp_path)
+    by_one = utterances("speech:digits:flite", "train", {"digits": 4})
+    assert set(by_one.speakers) == {"awb", "kal16"}
+    assert by_one.transcripts == grammar.texts("digits", "train", 4)
+    both = world.requests("digits", "train", 34, synthesizers=("espeak-ng", "flite"))
+    assert len({one.voice for one in both}) == 34
+    heldout = utterances("speech:digits+commands:flite", "heldout", {"digits": 2, "commands": 2})
+    assert len(heldout) == 4 and set(heldout.speakers) == {"slt", "rms"}
+
+
+def test_without_a_suffix_espeak_speaks(monkeypatch):
+    asked = []
+
+    def load(*given, **named):
+        asked.append((given, named["synthesizers"]))
+        return speech.Speech(torch.zeros(1, dtype=torch.int16), [1], ["one"], ["someone"], "")
+
+    monkeypatch.setattr(speech, "load", load)
+    utterances("speech:digits", None, {})
+    utterances("speech:digits+commands:espeak-ng+flite", "heldout", {"commands": 3})
+    assert asked == [
+        (("digits", "train", None), ("espeak-ng",)),
+        (("digits", "heldout", None), ("espeak-ng", "flite")),
+        (("commands", "heldout", 3), ("espeak-ng", "flite")),
+    ]
+
+
+BAD = [
+    ("speech:digits:festival", "no synthesizer 'festival'; known are espeak-ng, flite"),
+    ("speech:digits:", "no synthesizer ''; known are"),
+    ("speech:digits:flite+flite", "the synthesizer 'flite' is given twice"),
+    ("speech:songs:flite", "'speech:songs:flite' names no kind of the speech world"),
+]
+
+
+@pytest.mark.parametrize(("source", "told"), BAD)
+def test_sources_that_name_what_is_not_there(source, told):
+    with pytest.raises(InputError, match=told):
+        kinds_of(source)
+
+
+@espeak
+def test_a_source_whose_second_synthesizer_is_not_installed(monkeypatch, tmp_path):
+    """The first one speaks nothing then."""
+    (tmp_path / "espeak-ng").symlink_to(shutil.which("espeak-ng"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(world, "_cache", lambda: tmp_path / "spoken")
+    voices.version_of.cache_clear()
+    with pytest.raises(InputError, match=r"flite, which isn't installed; .*apt install flite"):
+        utterances("speech:digits:espeak-ng+flite", "train", {"digits": 40})
+    assert not (tmp_path / "spoken").exists()
 
 
 # Learnt

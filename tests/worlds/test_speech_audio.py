@@ -1,9 +1,11 @@
 """Sound files: anything is taken and converted, and what can't be is told in one sentence."""
 
+import errno
 import io
 import math
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,6 +192,26 @@ def test_a_missing_file_and_a_missing_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)  # how Python marks a blocked import
     with pytest.raises(InputError, match=r"needs the package 'soundfile'.*pared\[speech\]"):
         audio.read(tmp_path / "any.wav")
+
+
+def test_a_file_that_cant_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "mine.wav"
+    path.write_bytes(content(TONE))
+
+    def locked(self, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    # What the administrator, whom tests may run as, is never told.
+    monkeypatch.setattr(Path, "open", locked)
+    for told in (audio.read, audio.check, lambda source: next(audio.read_blocks(source))):
+        with pytest.raises(
+            InputError, match=r"mine\.wav' can't be read \(Permission denied\); give"
+        ):
+            told(path)
+    with pytest.raises(InputError, match=r"can't be read \(File name too long\)"):
+        audio.read("x" * 300)
+    with pytest.raises(InputError, match=r"'~nobody-is-here/x\.wav' doesn't exist"):
+        audio.read("~nobody-is-here/x.wav")
 
 
 def test_silence_around_a_sound_is_trimmed():

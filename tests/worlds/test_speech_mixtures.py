@@ -18,7 +18,7 @@ from pared.worlds.speech.characters import Characters
 from pared.worlds.speech.data import EnhancementData, TranscriptData
 from pared.worlds.speech.mixtures import Mixer, Mixing, coloured_noise, looped, rms, scaled
 from pared.worlds.speech.rooms import Room
-from pared.worlds.speech.talkers import Talkers
+from pared.worlds.speech.talkers import Talkers, pitched
 
 PLAIN = Mixing(
     interferers=(1, 1), sir=(0, 0), snr=None, room=0, absent=0, alone=0, enrolment_seconds=(1, 1)
@@ -258,6 +258,27 @@ def test_enrolment_is_of_the_target_and_of_another_utterance():
         assert enrolled.argmax() != heard.argmax()
 
 
+def test_a_pitch_makes_another_talker_of_everyone_and_of_the_enrolment_the_same():
+    tones = Tones(seconds=1.0)
+    for one in draws(replace(PLAIN, enrolment_noise=0, pitch=(1.25, 1.25)), 12, tones):
+        own = [1.25 * tones.frequency(n) for n in Talkers(tones).utterances[one.speaker]]
+        theirs = [1.25 * tones.frequency(n) for n in Talkers(tones).utterances[one.interferers[0]]]
+        for heard, of in (one.target, own), (one.enrolment, own), (one.interference, theirs):
+            peak = int(torch.fft.rfft(heard, RATE).abs().argmax())
+            assert min(abs(peak - frequency) for frequency in of) < 3
+    varied = draws(replace(PLAIN, pitch=(0.8, 1.25)), 2, tones)
+    peaks = [int(torch.fft.rfft(one.enrolment, RATE).abs().argmax()) for one in varied]
+    assert all(peak not in map(tones.frequency, range(len(tones))) for peak in peaks)
+
+
+def test_pitch_is_that_of_a_recording_played_faster():
+    tone = torch.sin(2 * math.pi * 200 * torch.arange(RATE) / RATE)
+    higher = pitched(tone, 1.25)
+    assert len(higher) == RATE / 1.25 and pitched(tone, 1.0) is tone
+    wanted = torch.sin(2 * math.pi * 250 * torch.arange(len(higher)) / RATE + 0.005)
+    torch.testing.assert_close(higher, wanted, rtol=0, atol=0.02)
+
+
 def test_enrolments_are_noisy_as_often_as_asked():
     mixing = replace(PLAIN, snr=(0, 0), babble=0, enrolment_noise=0.3)
     mixer = Mixer(Tones(seconds=0.1), mixing, 800)
@@ -298,6 +319,7 @@ class Anonymous(Tones):
         ({"interferers": (-1, 2)}, r"interferers=\(-1, 2\).* don't work"),
         ({"t60": (0, 0.5)}, r"t60=\(0, 0\.5\).* times above 0"),
         ({"absent": 0.6, "alone": 0.6}, "exclude each other"),
+        ({"pitch": (0.0, 1.0)}, r"pitch=\(0\.0, 1\.0\) doesn't work; factors are above 0"),
     ],
 )
 def test_settings_that_dont_work(wrong, told):

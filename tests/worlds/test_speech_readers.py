@@ -10,7 +10,7 @@ import torch
 
 from pared.errors import InputError
 from pared.training.data import generator_for
-from pared.worlds.readers.speech import read_noise_corpus, read_speech
+from pared.worlds.readers.speech import read_noise_corpus, read_noises, read_speech
 from pared.worlds.speech.characters import Characters
 from pared.worlds.speech.data import EnhancementData, TranscriptData
 from pared.worlds.speech.mixtures import Mixing
@@ -223,6 +223,27 @@ def test_challenge_with_faults(tmp_path):
     put(tmp_path / "clean" / "again_fileid_2.wav")
     with pytest.raises(InputError, match=r"3 clean and 2 noisy files in '.*' don't pair up; give"):
         read_noise_corpus(tmp_path)
+
+
+def test_noises_alone(tmp_path):
+    with pytest.raises(InputError, match="there is no folder"):
+        read_noises(tmp_path / "gone")
+    with pytest.raises(InputError, match="holds no recordings; give a folder of noises, or one"):
+        read_noises(tmp_path)
+    put(tmp_path / "free" / "street" / "cars.wav", tone(50))
+    put(tmp_path / "free" / "fan.wav", tone(60, 48000), 48000)
+    corpus = read_noises(tmp_path / "free")
+    assert corpus.keys == ["fan.wav", "street/cars.wav"] and len(corpus.waveform(0)) == 4800
+    # Of the challenge's sides the noise alone, and no speech is opened.
+    side = tmp_path / "challenge" / "datasets_fullband"
+    (side / "clean_fullband").mkdir(parents=True)
+    (side / "clean_fullband" / "anna.wav").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="holds clean speech alone; give a folder of noises"):
+        read_noises(tmp_path / "challenge")
+    put(side / "noise_fullband" / "fan.wav", tone(50))
+    put(side / "impulse_responses" / "room.wav")
+    corpus = read_noises(tmp_path / "challenge")
+    assert corpus.keys == ["datasets_fullband/noise_fullband/fan.wav"]
 
 
 # `datasets`

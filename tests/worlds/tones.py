@@ -37,3 +37,17 @@ class Tones:
 
     def identity(self):
         return repr(self)
+
+
+def write_librispeech(folder, tones):
+    """The tones as FLAC files with transcripts, laid out as a part of LibriSpeech is."""
+    import soundfile
+
+    for n in range(len(tones)):
+        speaker, turn = divmod(n, tones.each)
+        chapter = folder / str(speaker) / "1"
+        chapter.mkdir(parents=True, exist_ok=True)
+        name = f"{speaker}-1-{turn:04}"
+        with (chapter / f"{speaker}-1.trans.txt").open("a") as file:
+            file.write(f"{name} TONE\n")
+        soundfile.write(chapter / f"{name}.flac", tones.waveform(n).numpy(), RATE)

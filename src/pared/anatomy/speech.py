@@ -163,6 +163,16 @@ class AudioEncoder(SpeechEncoder):
         """Dotted path of the first layer, a convolution over samples and what belongs to it."""
         return ".".join(filter(None, (self.reader, "feature_extractor.conv_layers.0")))
 
+    def lengthen(self, samples: int) -> None:
+        """Let the model count its frames as those of sounds with `samples` more, from now on.
+
+        For what takes the place of `front` and reads beyond the ends of a sound.
+        """
+        for module in self.model.modules():
+            if hasattr(module, "_get_feat_extract_output_lengths"):
+                counts: Any = module
+                counts._get_feat_extract_output_lengths = _Lengthened(counts, samples)
+
     def example(
         self,
         batch: int = 1,
@@ -199,3 +209,15 @@ class AudioEncoder(SpeechEncoder):
         output = model(audio, attention_mask=mask)
         known = ("logits", "projected_states", "last_hidden_state")
         return next(output[name] for name in known if output.get(name) is not None)
+
+
+class _Lengthened:
+    """Counts frames as a model's class does, of sounds with some samples more."""
+
+    def __init__(self, model: Any, samples: int) -> None:
+        self.model, self.samples = model, samples
+
+    def __call__(self, input_lengths: Any, *args: Any, **kwargs: Any) -> Any:
+        cls = type(self.model)
+        longer = input_lengths + self.samples
+        return cls._get_feat_extract_output_lengths(self.model, longer, *args, **kwargs)

@@ -99,7 +99,7 @@ def dnsmos(estimate: Tensor) -> dict[str, Tensor]:
     except ImportError as error:
         raise InputError(
             f"DNSMOS needs the package {error.name!r}, which isn't installed; pip install "
-            "speechmos librosa requests onnxruntime brings all of it."
+            f"'pared[{EXTRA}]' brings all of it."
         ) from None
     (estimate,) = _signals(estimate)
     told = [

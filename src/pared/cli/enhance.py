@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from pared.cli import common, sound
+from pared.cli.meter import Meter
+from pared.cli.sound_card import SoundCard
 from pared.errors import InputError
 
 
 @click.command()
 @click.argument("source")
 @click.option(
-    "-e", "--enrolment", "voice", type=click.Path(path_type=Path), required=True,
-    help="Whose voice to keep: a file of `pared enrol`.",
+    "-e", "--enrolment", "voice", type=click.Path(path_type=Path), default=sound.VOICE,
+    show_default=True, help="Whose voice to keep: a file of `pared enrol`.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help=".wav file to write; by default a pipe."
-)
+    "-o", "--output", type=click.Path(path_type=Path),
+    help=".wav file to write; by default beside the source in a terminal, otherwise a pipe.",
+)  # fmt: skip
 @sound.model_option
 @click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the processor."
@@ -40,17 +45,22 @@ def command(
     """Keep the enrolled voice of a recording.
 
     SOURCE is an audio file, - for a pipe of 16-bit mono samples at 16 kHz, or mic for the
-    microphone. Without -o such samples are piped on, or those of the microphone played. At the end
-    the standard error tells how long each hop of 16 ms took.
+    microphone. In a terminal, noisy.wav becomes noisy-enhanced.wav beside it, and the microphone is
+    played; otherwise such samples are piped on. At the end the standard error tells how long each
+    hop of 16 ms took, and what the devices of a microphone add.
 
     \b
     Examples:
+      pared enrol me.wav
+      pared enhance noisy.wav
       pared enhance talk.flac -e me.safetensors -o talk.wav
-      pared enhance - -e me.safetensors -o clean.wav
-      pared enhance mic -e me.safetensors -o call.wav
+      pared enhance - -o clean.wav
+      pared enhance mic -o call.wav
     """
-    _check(source, output, as_json)
-    recording = sound.pieces(source)
+    output = _place(source, output)
+    _check(source, voice, output, as_json)
+    card = SoundCard()
+    recording = sound.pieces(source, card)
     enhancer = sound.enhancer_of(model)
     import torch
 
@@ -58,28 +68,43 @@ def command(
     from pared.speech.streaming_pse.stream import Stream
 
     torch.set_num_threads(threads)
-    known = enrolment.load(voice, enhancer)
-    with sound.written(output, source) as write:
-        stream = Stream(enhancer, known)
-        finished = sound.enhance(stream, recording, write, sound.Meter(meter))
+    stream = Stream(enhancer, enrolment.load(voice, enhancer))
+    with sound.written(output, source, card) as write:
+        finished = sound.enhance(stream, recording, write, Meter(meter))
     report, latency = stream.latency.report(), enhancer.settings.latency
     if as_json:
-        common.print_json(asdict(report) | {"latency": latency, "threads": threads})
+        told = {"output": str(output), "latency": latency, "threads": threads}
+        devices = {"device_latency": card.latency, "lost": card.lost}
+        common.print_json(asdict(report) | told | devices)
     else:
-        click.echo(sound.sentences(report, latency, threads), err=True)
+        place = "" if output is None else f"{output}: "
+        click.echo(place + sound.sentences(report, latency, threads, card), err=True)
     # A microphone has no other end than Ctrl-C.
     if not finished and source != sound.MICROPHONE:
         ctx.exit(130)
 
 
-def _check(source: str, output: Path | None, as_json: bool) -> None:
+def _place(source: str, output: Path | None) -> Path | None:
+    """The file that is written; None for a pipe, or for the loudspeaker."""
+    if output is not None or source == sound.MICROPHONE or not sys.stdout.isatty():
+        return output
+    if source == sound.PIPE:
+        raise InputError("there is nowhere to write; give -o FILE.wav, or pipe the output on.")
+    beside = Path(os.path.expanduser(source))
+    return beside.parent / f"{beside.stem}-enhanced.wav"
+
+
+def _check(source: str, voice: Path, output: Path | None, as_json: bool) -> None:
     """Refuse what can be refused before a model is loaded."""
-    if output is None:
-        if as_json:
-            raise InputError("--json prints where the sound would go; give -o FILE.wav too.")
-        return
-    if output.suffix != ".wav":
-        raise InputError(f"{output} isn't named .wav; give the name of a .wav file.")
-    if output.exists() and Path(source).exists() and output.samefile(source):
-        raise InputError(f"{output} would be read and overwritten; give another name for it.")
-    common.check_writable(output)
+    if output is not None:
+        sound.check_output(output, ".wav")
+        recording = os.path.expanduser(source)
+        if output.exists() and os.path.exists(recording) and output.samefile(recording):
+            raise InputError(f"{output} would be read and overwritten; give another name for it.")
+    elif as_json:
+        raise InputError("--json prints where the sound would go; give -o FILE.wav too.")
+    if not os.path.isfile(voice):
+        raise InputError(
+            f"there is no enrolment {str(voice)!r}; run `pared enrol me.wav` first, or give "
+            "another one with -e."
+        )

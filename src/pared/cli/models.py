@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What a single model has in its folder: configurations, vocabularies, weights.
+MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,18 @@ class Source:
     def folder(self) -> Path:
         """The local folder, downloaded where a model of the hub isn't cached (not for presets)."""
         return _fetched(self.place) if self.kind == "hub" else Path(self.place)
+
+    def model_folder(self) -> Path:
+        """As `folder`, of a single model that transformers saved, such as a recogniser.
+
+        Raises:
+            InputError: it's a preset, or the hub can't be reached or has no such model.
+        """
+        if self.kind == "preset":
+            raise InputError(
+                f"{self.name} is a configuration with random weights; give a trained model."
+            )
+        return _fetched_model(self.place) if self.kind == "hub" else Path(self.place)
 
     def without_weights(self) -> str:
         """What tells the model's shape without loading or downloading it: a preset or a folder.
@@ -197,6 +211,22 @@ def _fetched(hub_id: str) -> Path:
         with suppress(EntryNotFoundError, HfHubHTTPError):
             hf_hub_download(hub_id, SIDECAR)
     return Path(folder)
+
+
+def _fetched_model(hub_id: str) -> Path:
+    """The local folder of a single model on the hub, downloaded where it isn't cached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        # Folders within hold other forms of it, such as ONNX.
+        found = snapshot_download(hub_id, allow_patterns=MODEL_FILES, ignore_patterns="*/*")
+    except (OSError, ValueError, HTTPError):
+        raise InputError(
+            f"{hub_id} can't be had: it isn't in this machine's cache, and the hub has no such "
+            "model or can't be reached; check the name, or give a folder."
+        ) from None
+    return Path(found)
 
 
 @contextmanager

@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pared.cli import common
-from pared.errors import InputError
-from pared.worlds import house
+from pared.cli.models import locate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +27,7 @@ MODEL = "house:conformer"
     metavar="MODEL",
     default=MODEL,
     show_default=True,
-    help="A CTC model of transformers: a house model or a folder.",
+    help="A CTC model of transformers: a house model, a folder or a hub id.",
 )
 @click.option(
     "--beam", type=click.IntRange(1), default=1, show_default=True,
@@ -49,18 +47,19 @@ def command(
     Examples:
       pared transcribe talk.flac
       pared transcribe monday.wav tuesday.wav --model my-recogniser --json
+      pared transcribe talk.flac --model facebook/wav2vec2-base-960h
     """
-    place = house.folder_of(model)
-    if not Path(place).is_dir():
-        raise InputError(f"there is no folder {model!r}; give a saved CTC model, or {MODEL}.")
+    found = locate(model)
     from pared.worlds.speech import audio
 
-    # Every recording is read once before the model is: what can't be used is refused first.
+    # Every recording is read once before the model is loaded, or downloaded: what can't be used is
+    # refused first.
     for name in files:
         audio.check(name)
+    place = common.device_of(device)
     from pared.speech.recognition import load
 
-    recogniser = load(place, common.device_of(device))
+    recogniser = load(found.model_folder(), place)
     told = [_one(recogniser, name, beam, len(files) > 1, as_json) for name in files]
     if as_json:
         common.print_json(told)

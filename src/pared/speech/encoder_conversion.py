@@ -12,7 +12,7 @@ from pared.anatomy.sites import chosen
 from pared.anatomy.speech import SpeechEncoder
 from pared.errors import InputError
 from pared.method import Claim, Conversion
-from pared.speech.hearing import FrameConvolution, Hearing, hearing_of
+from pared.speech.hearing import Hearing, hearing_of, leave_out_padding
 
 
 class EncoderConversion(Conversion):
@@ -69,10 +69,7 @@ class EncoderConversion(Conversion):
             weight = next(site.module.parameters())  # others may lie elsewhere than on meta
             new = self.attention(family, site, hearing).to(weight.device, weight.dtype)
             family.replace(site.path, new.train(site.module.training))
-        for site in self._convolutions(family):
-            path = f"{site.path}.{family.convolution}"
-            conv = FrameConvolution(model.get_submodule(path), hearing, path)
-            family.replace(path, conv.train(site.module.training))
+        leave_out_padding(model, {site.block for site in self.sites(family)})
         if self.everywhere(family) and self.drops_positions(family):
             family.drop_positions()
 

@@ -9,6 +9,7 @@ the same, takes chunk after chunk and remembers of the past what its layers need
 for every training batch.
 """
 
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
@@ -36,7 +37,7 @@ class Hearing:
         frames: which frames of a call are real.
 
     Attributes:
-        chunk: frames of a chunk; None: all frames hear all.
+        chunk: frames of a chunk, or of each chunk in turn; None: all frames hear all.
         left: chunks that a frame hears before its own; None: all.
         draws: whether chunks are drawn anew at every call in training.
         kept: what the layers remember of the stream that is running, by path; None where none is.
@@ -45,7 +46,7 @@ class Hearing:
 
     def __init__(self, frames: Frames) -> None:
         self.frames = frames
-        self.chunk: int | None = None
+        self.chunk: int | tuple[int, ...] | None = None
         self.left: int | None = None
         self.draws = False
         self.kept: dict[str, Any] | None = None
@@ -64,10 +65,24 @@ class Hearing:
         """Which frame (row) hears which, (frames, frames), of x (batch, frames, width).
 
         None where all hear all.
+
+        Raises:
+            InputError: the chunks' lengths were given, and are those of another number of frames.
         """
         if self.chunk is None:
             return None
-        return chunk_mask(torch.arange(x.shape[1], device=x.device) // self.chunk, self.left)
+        frames = x.shape[1]
+        if isinstance(self.chunk, int):
+            numbers = torch.arange(frames, device=x.device) // self.chunk
+        elif sum(self.chunk) != frames:
+            raise InputError(
+                f"chunks of {self.chunk} frames were set, {sum(self.chunk)} in all, and the "
+                f"encoder got {frames}; set chunks of just these."
+            )
+        else:
+            told = [number for number, length in enumerate(self.chunk) for _ in range(length)]
+            numbers = torch.tensor(told, device=x.device)
+        return chunk_mask(numbers, self.left)
 
     def kept_chunks(self, chunks: tuple) -> tuple:
         """Of what a layer keeps of each chunk so far, what those to come hear."""
@@ -85,29 +100,34 @@ def hearing_of(model: nn.Module) -> Hearing:
     return inner.pared_hearing
 
 
-def set_chunks(model: nn.Module, chunk: int | None, left: int | None = None) -> None:
+def set_chunks(
+    model: nn.Module, chunk: int | Sequence[int] | None, left: int | None = None
+) -> None:
     """Let the converted layers of an encoder hear in chunks, from the next call on.
 
     Args:
         model: converted by a method of this folder.
-        chunk: frames of a chunk; None: all frames hear all.
+        chunk: frames of a chunk, or of each chunk in turn; None: all frames hear all.
         left: chunks that a frame hears before its own; None: all.
 
     Raises:
         InputError: a number that can't be, or a model without converted layers.
     """
-    if (chunk is not None and chunk < 1) or (left is not None and left < 0):
+    lengths = () if chunk is None else (chunk,) if isinstance(chunk, int) else tuple(chunk)
+    if any(length < 1 for length in lengths) or (left is not None and left < 0):
         raise InputError(
             f"chunks of {chunk} frames with {left} before each can't be; give at least 1 and 0, "
             "or None."
         )
-    if not hasattr(anatomy.unwrap(model), "pared_hearing"):
+    attentions = _encoder(model).sites("self_attention")
+    if not any(hasattr(site.module, "hearing") for site in attentions):
         raise InputError(
             f"the layers of this {type(anatomy.unwrap(model)).__name__} hear all frames; convert "
             "it first, e.g. pared.convert(model, SummaryMixing())."
         )
     hearing = hearing_of(model)
-    hearing.chunk, hearing.left = chunk, left
+    hearing.chunk = lengths if isinstance(chunk, Sequence) else chunk
+    hearing.left = left
 
 
 def drawn_chunks(generator: torch.Generator | None = None) -> tuple[int | None, int | None]:
@@ -163,15 +183,25 @@ class FrameConvolution(nn.Module):
         if hearing.valid is not None:
             x = x * hearing.valid.unsqueeze(1).to(x.dtype)
         if hearing.kept is not None:
-            before = hearing.kept.get(self.path)
-            x = F.pad(x, (reach, 0)) if before is None else torch.cat([before, x], dim=-1)
-            hearing.kept[self.path] = x[..., x.shape[-1] - reach :]
-            return self._convolved(F.pad(x, (0, reach)))
+            y, hearing.kept[self.path] = self._continued(x, hearing.kept.get(self.path))
+            return y
         if hearing.chunk is None:
             return self._convolved(F.pad(x, (reach, reach)))
-        return self._chunked(x, hearing.chunk)
+        if isinstance(hearing.chunk, int):
+            return self._chunked(x, hearing.chunk)
+        parts, before = [], None
+        for part in x.split(hearing.chunk, dim=-1):
+            y, before = self._continued(part, before)
+            parts.append(y)
+        return torch.cat(parts, dim=-1)
+
+    def _continued(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One chunk behind the last frames before it, and its own last frames."""
+        x = F.pad(x, (self.reach, 0)) if before is None else torch.cat([before, x], dim=-1)
+        return self._convolved(F.pad(x, (0, self.reach))), x[..., x.shape[-1] - self.reach :]
 
     def _chunked(self, x: Tensor, chunk: int) -> Tensor:
+        """All chunks of one length at once."""
         frames = x.shape[-1]
         x = F.pad(x, (self.reach, -frames % chunk))
         chunks = x.unfold(-1, self.reach + chunk, chunk)  # (batch, channels, chunks, frames of one)
@@ -182,14 +212,33 @@ class FrameConvolution(nn.Module):
         return F.conv1d(x, self.weight, self.bias, groups=len(self.weight))
 
 
+def leave_out_padding(model: nn.Module, blocks: Collection[int] | None = None) -> None:
+    """Let the convolutions of an encoder's blocks hear no padding.
+
+    Conversions do it to the blocks that they convert. A stock model that they are compared with
+    needs it too: transformers' Conformer hands its convolutions no mask.
+
+    Args:
+        model: a speech encoder, alone or under a head; changed in place.
+        blocks: indices of the blocks; None: all.
+    """
+    family, hearing = _encoder(model), hearing_of(model)
+    for site in family.sites("convolution"):
+        if blocks is None or site.block in blocks:
+            path = f"{site.path}.{family.convolution}"
+            conv = cast(nn.Conv1d, family.model.get_submodule(path))
+            family.replace(path, FrameConvolution(conv, hearing, path).train(conv.training))
+
+
 # The stream ---------------------------------------------------------------------------------------
 
 
 class EncoderStream:
     """A batch of utterances through a converted encoder, chunk after chunk.
 
-    What it gives is what the encoder gives for all frames at once under `set_chunks`, where the
-    chunks are those of the mask; without a limit to the left they may be of any lengths.
+    What it gives is what the encoder gives for all frames at once under `set_chunks` with chunks of
+    the same lengths, which may be any. The limit to the left counts chunks, and is that of
+    `set_chunks`.
 
     Args:
         model: all attentions and convolutions of its encoder converted by methods of this folder.

@@ -3,30 +3,32 @@
 arXiv 2501.06051, 2025; rotary positions are RoFormer's (arXiv 2104.09864).
 
 The self-attentions of a speech encoder rotate queries and keys by the number of the frame, and
-attend by one fused kernel. Relative positions as in Transformer-XL, which Conformers usually have,
-need a second matrix of scores, time x time, and no fused kernel takes them.
+attend by one fused kernel, or whatever `set_attn_implementation` says. Relative positions as in
+Transformer-XL, which Conformers usually have, need a second matrix of scores, time x time, and no
+fused kernel takes them.
 
 Implemented from the paper; no code taken. Neighbouring channels form a pair, all channels of a head
 turn, values don't, t counts frames of the encoder. Positions that the model had go: what a
 Conformer's attentions get of them, with their weights, and the table of Whisper; the convolution of
 wav2vec 2.0 stays unless `conv_positions` is off. Departures: angles are computed anew in every
 layer, in float32 at least, instead of kept for lengths up to the next power of two, since that is a
-thousandth of a layer's work; scores are divided by the root of a head's channels, where the
-paper's code takes the model's (`scale_dim`); padding is left out of the block's convolution too, as
-in that code. What transformers calls "rotary" in its Conformer is something else, it rotates what
-queries and keys are projected from, and scores then depend on positions themselves; `legacy_hf`
-keeps that for weights that were trained so. With `streaming` the convolutions become Dynamic Chunk
-Convolutions; a stream keeps the frames heard before and counts positions from the first of them.
-Projections are kept and nothing is added, but a model that wasn't trained with rotated queries must
-learn them. Not verified: error rates at the paper's scale.
+thousandth of a layer's work; scores are divided by the root of a head's channels, where the paper's
+code takes the model's (`scale_dim`); padding is left out of the block's convolution too, as in that
+code. WavLM isn't served: its first attention makes a bias of positions that all later ones get
+handed on, so they can't be replaced one by one. What transformers calls "rotary" in its Conformer
+is something else, it rotates what queries and keys are projected from, and scores then depend on
+positions themselves; `legacy_hf` keeps that for weights that were trained so. With `streaming` the
+convolutions become Dynamic Chunk Convolutions; a stream keeps the frames heard before and counts
+positions from the first of them. Projections are kept and nothing is added, but a model that wasn't
+trained with rotated queries must learn them. Not verified: error rates at the paper's scale.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pared.anatomy import Family, Site
 from pared.anatomy.base import Role
@@ -80,6 +82,8 @@ INFO = Info(
 )
 
 ROLES: tuple[Role, ...] = ("q", "k", "v", "out")
+# Beginnings of the names of implementations whose masks are of another form.
+OWN_MASKS = ("flash", "flex", "paged")
 
 
 class RoPE(EncoderConversion):
@@ -128,6 +132,7 @@ class RoPE(EncoderConversion):
         return RotaryAttention(
             site.module,
             names,
+            family.config,
             family.heads,
             self.base or family.rotary_base,
             (family.width if self.scale_dim == "model" else family.width // family.heads) ** -0.5,
@@ -147,6 +152,7 @@ class RotaryAttention(nn.Module):
     Args:
         attention: whose projections it takes over, under their names.
         names: of the projections, by role.
+        config: of the model, which knows how attention is computed.
         heads: of the attention.
         base: of the frequencies.
         scale: of the scores.
@@ -160,6 +166,7 @@ class RotaryAttention(nn.Module):
         self,
         attention: nn.Module,
         names: dict[Role, str],
+        config: Any,
         heads: int,
         base: float,
         scale: float,
@@ -171,7 +178,7 @@ class RotaryAttention(nn.Module):
         super().__init__()
         for name in names.values():
             setattr(self, name, getattr(attention, name))
-        self.names, self.num_heads = names, heads
+        self.names, self.config, self.num_heads = names, config, heads
         self.base, self.scale, self.legacy, self.dropout = base, scale, legacy, dropout
         self.hearing, self.path = hearing, path
 
@@ -180,9 +187,8 @@ class RotaryAttention(nn.Module):
         x, mask = self._heard(hidden_states)
         q, k, v = self.heads_of(x)
         now = slice(x.shape[1] - hidden_states.shape[1], None)  # a stream's frames stand before
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q[:, :, now], k, v, mask, dropout, scale=self.scale)
-        return self._projected("out", merge_heads(y)), None
+        y = self._attended(q[:, :, now], k, v, mask)
+        return self._projected("out", y.flatten(-2)), None
 
     def heads_of(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys that know their positions, and values.
@@ -201,6 +207,19 @@ class RotaryAttention(nn.Module):
         q, k = (split_heads(self._projected(role, turned), self.num_heads) for role in ("q", "k"))
         v = split_heads(self._projected("v", x), self.num_heads)
         return (q, k, v) if self.legacy else (rotate(q, rotary), rotate(k, rotary), v)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """softmax(scale q k^T) v, (batch, frames, heads, channels), as the model was set to."""
+        name = self.config._attn_implementation
+        if mask is not None and name.startswith(OWN_MASKS):
+            raise InputError(
+                f"{INFO.slug}: {name} takes no mask of which frame hears which; call "
+                "model.set_attn_implementation('sdpa'), or give utterances of one length."
+            )
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
+        dropout = self.dropout if self.training else 0.0
+        settings = {"dropout": dropout, "scaling": self.scale, "is_causal": False}
+        return attend(self, q, k, v, mask, **settings)[0]
 
     def _turned(self, x: Tensor, rotary: Rotary) -> Tensor:
         pairs = interleaved(split_heads(x, self.num_heads))
@@ -225,6 +244,24 @@ class RotaryAttention(nn.Module):
             x, valid = (torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True))
             return x, heard(valid, None)
         return x, heard(valid, hearing.visible(x))
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    """The implementation "eager": step by step, and with the map, as transformers calls it."""
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -torch.inf)
+    weights = nn.functional.dropout(scores.softmax(dim=-1), dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights
 
 
 def heard(valid: Tensor | None, visible: Tensor | None) -> Tensor | None:

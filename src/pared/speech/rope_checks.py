@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pared import anatomy
@@ -100,19 +101,43 @@ def check_shift() -> None:
 
 
 def check_softmax() -> None:
-    """The fused kernel gives what an explicit softmax gives, with padding and with chunks."""
+    """Every kernel gives what an explicit softmax gives, with padding and with chunks.
+
+    The kernels are those of torch that run here, and the implementation "eager".
+    """
     x = frames()
     valid = torch.arange(30) < torch.tensor([[30], [17]])
-    model = convert(toy(), RoPE())
+    model: Any = convert(toy(), RoPE())
     layer: RotaryAttention = layer_of(model)
+    kernels = [kernel for kernel in KERNELS if runs(kernel)]
+    assert SDPBackend.MATH in kernels, f"of torch's kernels run here: {kernels}"
     for mask in (None, valid):
         layer.hearing.frames.valid = mask
         for chunk, left in ((None, None), (7, None), (7, 1)):
             set_chunks(model, chunk, left)
             real = torch.ones_like(valid) if mask is None else mask
-            torch.testing.assert_close(
-                layer(x)[0][real], explicit(layer, x, mask)[real], rtol=0, atol=1e-5
-            )
+            wanted = explicit(layer, x, mask)[real]
+            for kernel in kernels:
+                with sdpa_kernel(kernel):
+                    found = layer(x)[0][real]
+                torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+            model.set_attn_implementation("eager")
+            torch.testing.assert_close(layer(x)[0][real], wanted, rtol=0, atol=1e-5)
+            model.set_attn_implementation("sdpa")
+
+
+KERNELS = (SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION)
+
+
+def runs(kernel: SDPBackend) -> bool:
+    """Whether a kernel can do a masked attention on the CPU."""
+    q = torch.zeros(1, 1, 2, 8)
+    try:
+        with sdpa_kernel(kernel):
+            nn.functional.scaled_dot_product_attention(q, q, q, torch.ones(2, 2) > 0)
+    except RuntimeError:
+        return False
+    return True
 
 
 def explicit(layer: RotaryAttention, x: Tensor, valid: Tensor | None) -> Tensor:

@@ -18,7 +18,8 @@ Branchformers; dropout 0.1, the later code's; a Branchformer's gate starts at on
 linear maps with a GELU behind each. With `streaming` the convolutions become Dynamic Chunk
 Convolutions. All weights of the mixer are new: it is for training, from scratch or from a
 pretrained encoder. Whisper has no padding mask, so that its mean includes the silence behind the
-speech. Not verified: error rates at the paper's scale.
+speech. WavLM isn't served: its first attention makes a bias of positions that all later ones get
+handed on, so they can't be replaced one by one. Not verified: error rates at the paper's scale.
 """
 
 from typing import Any, Literal

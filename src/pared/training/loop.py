@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
@@ -127,6 +128,8 @@ class _Run:
     ) -> "_Run":
         """Freeze, wrap and place everything; nothing is trained yet."""
         folder.mkdir(parents=True, exist_ok=True)
+        if accelerator is None:
+            _allow_precision(settings.precision)
         accelerator = accelerator or Accelerator(
             mixed_precision=settings.precision,
             cpu=not torch.accelerator.is_available(),
@@ -266,6 +269,17 @@ def freeze_all_but(model: nn.Module, patterns: tuple[str, ...]) -> None:
             f"no parameter matches trainable={list(patterns)}; names look like {example!r}, "
             "and '*' trains everything."
         )
+
+
+def _allow_precision(precision: str) -> None:
+    """Let an accelerator be made of this precision, whatever the process's last one had.
+
+    Accelerate keeps one precision for a process, and refuses another one; stages of a recipe may
+    differ in it.
+    """
+    known = AcceleratorState._shared_state.get("_mixed_precision")
+    if known is not None and known != precision:
+        AcceleratorState._reset_state()
 
 
 def _check_batch(settings: TrainingSettings, processes: int) -> None:

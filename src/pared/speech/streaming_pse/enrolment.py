@@ -5,6 +5,7 @@ baseline) and, as metadata, a digest of the model that made it: of no use to ano
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -41,11 +42,7 @@ def enrol(model: StreamingPSEModel, recording: Tensor) -> Enrolment:
         InputError: silent, NaN, shorter than a second, or with less than half a second of speech.
     """
     settings = model.settings
-    if settings.conditioning == "static_vector":
-        raise InputError(
-            "this model (conditioning=static_vector) takes a speaker's embedding from another "
-            "encoder, not a recording; give it to StreamingPSEModel.encode."
-        )
+    check_model(model)
     check_samples(recording)
     _check_length(len(recording) / SAMPLE_RATE, SHORTEST, "s")
     if recording.abs().amax() < SILENCE:
@@ -57,6 +54,19 @@ def enrol(model: StreamingPSEModel, recording: Tensor) -> Enrolment:
     return {name: each.contiguous() for name, each in model.cached(encoded[:, valid[0]]).items()}
 
 
+def check_model(model: StreamingPSEModel) -> None:
+    """Refuse a model that learns of nobody by a recording; `enrol` does it too.
+
+    Raises:
+        InputError: it takes embeddings from elsewhere.
+    """
+    if model.settings.conditioning == "static_vector":
+        raise InputError(
+            "this model (conditioning=static_vector) takes a speaker's embedding from another "
+            "encoder, not a recording; give it to StreamingPSEModel.encode."
+        )
+
+
 def _check_length(seconds: float, least: float, unit: str) -> None:
     if seconds < least:
         raise InputError(
@@ -66,7 +76,7 @@ def _check_length(seconds: float, least: float, unit: str) -> None:
 
 
 def save(path: str | Path, model: StreamingPSEModel, enrolment: Enrolment) -> None:
-    """Keep an enrolment in a file (.safetensors).
+    """Keep an enrolment in a file (.safetensors), whose folder is made where there is none.
 
     Raises:
         InputError: it can't be written.
@@ -80,10 +90,12 @@ def save(path: str | Path, model: StreamingPSEModel, enrolment: Enrolment) -> No
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where it wasn't written
+            partial.unlink()
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise InputError(f"{path} can't be written ({reason}); choose another place.") from None
 
@@ -94,9 +106,9 @@ def load(path: str | Path, model: StreamingPSEModel) -> Enrolment:
     Raises:
         InputError: there is none, it's damaged, or another model made it.
     """
-    if not Path(path).is_file():
-        raise InputError(f"there is no enrolment {str(path)!r}; make one with `pared enrol`.")
     try:
+        if not Path(path).is_file():
+            raise InputError(f"there is no enrolment {str(path)!r}; make one with `pared enrol`.")
         with safe_open(path, framework="pt", device=str(model.device)) as file:
             metadata = file.metadata() or {}
             # Copies: safetensors' own lie in the file, which may be written anew meanwhile.

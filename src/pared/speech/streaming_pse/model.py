@@ -123,11 +123,17 @@ class StreamingPSEModel(PreTrainedModel):
         return self.cached(*self.encoded(enrolment, samples))
 
     def encoded(self, waves: Tensor, samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """E (batch, T_e, width) of recordings (batch, samples), and which frames count."""
+        """E (batch, T_e, width) of recordings (batch, samples), and which frames count.
+
+        T_e goes no further than the last frame that counts in any of them, so that a long recording
+        costs as much as the seconds of it that count.
+        """
         hop = self.settings.hop
         hops = waves.float()[:, : waves.shape[1] // hop * hop].unflatten(1, (-1, hop))
         powers = signal.power(signal.analysis(hops, self.window))
         valid = self._speech(powers, samples)
+        last = int(valid.any(dim=0).nonzero().amax()) if valid.any() else 0
+        powers, valid = powers[:, : last + 1], valid[:, : last + 1]
         # By Parseval's theorem: the mean power of a windowed sample, for half of the spectrum.
         mean = (powers.mean(dim=-1) * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1) / hop
         gain = LEVEL / (mean + signal.FLOOR)
@@ -146,9 +152,7 @@ class StreamingPSEModel(PreTrainedModel):
     def cached(self, encoded: Tensor, valid: Tensor | None = None) -> Enrolment:
         """Keys and values of E (batch, T_e, width) for every layer; or its mean."""
         if self.settings.conditioning == "static_mean":
-            weights = torch.ones_like(encoded[..., 0]) if valid is None else valid.to(encoded)
-            total = (encoded * weights[..., None]).sum(dim=1)
-            return {"vector": total / weights.sum(dim=1, keepdim=True).clamp(min=1)}
+            return {"vector": mean_of(encoded, valid)}
         pairs = [layer.cross.cached(encoded) for layer in self.layers if layer.cross is not None]
         key, value = torch.stack(pairs, dim=1)
         return {"key": key, "value": value} | ({} if valid is None else {"valid": valid})
@@ -160,9 +164,21 @@ class StreamingPSEModel(PreTrainedModel):
         noisy: Tensor,
         enrolment: Tensor | None = None,
         enrolment_samples: Tensor | None = None,
-    ) -> Tensor:
-        """Enhance whole recordings, (batch, samples), given enrolments as `encode` takes them."""
-        return self.enhance(noisy, self.encode(enrolment, enrolment_samples))
+        clean: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
+        """Enhance whole recordings, (batch, samples), given enrolments as `encode` takes them.
+
+        In training the targets may be given as well, `clean` (batch, samples): then the voices in
+        enrolments and targets come back, too, (2, batch, width), each the mean of E; None where
+        nothing is encoded.
+        """
+        if clean is None:
+            return self.enhance(noisy, self.encode(enrolment, enrolment_samples))
+        if enrolment is None or self.settings.conditioning not in ("cross", "static_mean"):
+            return self.enhance(noisy, self.encode(enrolment, enrolment_samples)), None
+        encoded = self.encoded(enrolment, enrolment_samples)
+        voices = torch.stack([mean_of(*encoded), mean_of(*self.encoded(clean))])
+        return self.enhance(noisy, self.cached(*encoded)), voices
 
     def enhance(self, noisy: Tensor, enrolment: Enrolment) -> Tensor:
         """Enhance whole recordings with encoded enrolments.
@@ -281,6 +297,13 @@ class StreamingPSEModel(PreTrainedModel):
             found.update(name.encode())
             found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
         return found.hexdigest()
+
+
+def mean_of(encoded: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean of E (batch, T_e, width) over the frames that count, (batch, width)."""
+    weights = torch.ones_like(encoded[..., 0]) if valid is None else valid.to(encoded)
+    total = (encoded * weights[..., None]).sum(dim=1)
+    return total / weights.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def _for_batch(enrolment: Enrolment, batch: int) -> Enrolment:

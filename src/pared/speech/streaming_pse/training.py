@@ -12,7 +12,7 @@ from pared.speech.streaming_pse.method import StreamingPSE
 from pared.speech.streaming_pse.model import StreamingPSEModel, load
 from pared.training import train
 from pared.worlds.house import folder_of
-from pared.worlds.readers.speech import read_noise_corpus
+from pared.worlds.readers.speech import read_noises
 from pared.worlds.speech.data import EnhancementData
 from pared.worlds.speech.sources import check_counts, utterances
 
@@ -95,13 +95,6 @@ def data_of(table: DataTable, split: str | None = None) -> EnhancementData:
     Raises:
         InputError: voices or noises can't be read, or can't be mixed so.
     """
+    noises = None if table.noises is None else read_noises(table.noises, table.on_bad)
     said = utterances(table.source, split or table.split, table.utterances, table.on_bad)
-    noises = None
-    if table.noises is not None:
-        noises = read_noise_corpus(table.noises, table.on_bad).noise
-        if noises is None:
-            raise InputError(
-                f"{table.noises!r} holds no noises; give a folder laid out as in the DNS "
-                "challenge, with clean and noise."
-            )
     return EnhancementData(said, table.mixing, table.seconds, noises)

@@ -122,6 +122,24 @@ def read_noise_corpus(
     )
 
 
+def read_noises(source: str | Path, on_bad: str = "refuse", thorough: bool = True) -> Corpus:
+    """Noises to mix with speech; no speech is read.
+
+    Args:
+        source: a folder of recordings, at any depth; of one laid out as in the DNS challenge only
+            its folder `noise` (or `noise_fullband` ...).
+        on_bad: see `read_noise_corpus`.
+        thorough: see `read_speech`.
+
+    Raises:
+        InputError: the source isn't there or holds no noises; holds bad recordings that are to be
+            refused; or `soundfile` isn't installed.
+    """
+    _check(on_bad)
+    found = layouts.noises(Path(source).expanduser())
+    return Corpus(str(source), _examined(found, thorough), on_bad)
+
+
 class Corpus:
     """Recordings that have been examined; entry i of every list belongs together.
 

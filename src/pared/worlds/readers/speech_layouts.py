@@ -181,13 +181,7 @@ def challenge(folder: Path) -> tuple[list[Recording], list[Recording], list[Reco
     Raises:
         InputError: there is no such folder, or no clean speech and no noise or noisy speech in it.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {str(folder)!r}; give one that exists.")
-    sides: dict[str, list[Path]] = {side: [] for side in SIDES}
-    for path in _sounds(folder):
-        parents = path.relative_to(folder).parts[:-1]
-        if side := next(filter(None, map(_side, parents)), None):
-            sides[side].append(path)
+    sides = _sides(folder)
     if not sides["clean"] or not (sides["noise"] or sides["noisy"]):
         held = ", ".join(side for side, paths in sides.items() if paths) or "neither"
         raise InputError(
@@ -200,6 +194,35 @@ def challenge(folder: Path) -> tuple[list[Recording], list[Recording], list[Reco
     pairs = _pairs(sides["clean"], sides["noisy"], folder)
     noisy = [_recording(path, folder) for _, path in pairs]
     return [_spoken(path, folder) for path, _ in pairs], noise, noisy
+
+
+def noises(folder: Path) -> list[Recording]:
+    """The DNS challenge's noises alone; or every recording of a folder that has no such sides.
+
+    Raises:
+        InputError: there is no such folder, or no noise in it.
+    """
+    sides = _sides(folder)
+    found = sides["noise"] if any(sides.values()) else _sounds(folder)
+    if not found:
+        held = " and ".join(side for side, paths in sides.items() if paths)
+        raise InputError(
+            f"{str(folder)!r} holds {f'{held} speech alone' if held else 'no recordings'}; give a "
+            "folder of noises, or one with a folder noise as the DNS challenge has it."
+        )
+    return [_recording(path, folder) for path in found]
+
+
+def _sides(folder: Path) -> dict[str, list[Path]]:
+    """The recordings of each side of the DNS challenge."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {str(folder)!r}; give one that exists.")
+    sides: dict[str, list[Path]] = {side: [] for side in SIDES}
+    for path in _sounds(folder):
+        parents = path.relative_to(folder).parts[:-1]
+        if side := next(filter(None, map(_side, parents)), None):
+            sides[side].append(path)
+    return sides
 
 
 def _pairs(clean: list[Path], noisy: list[Path], folder: Path) -> list[tuple[Path, Path]]:

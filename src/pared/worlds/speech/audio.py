@@ -53,8 +53,8 @@ def read(source: str | Path | bytes) -> Tensor:
         source: the file, or its content.
 
     Raises:
-        InputError: the file is missing, empty, cut off, silent, no sound, or has NaN samples; or
-            `soundfile` isn't installed.
+        InputError: the file is missing, not to be read, empty, cut off, silent, no sound, or has
+            NaN samples; or `soundfile` isn't installed.
     """
     with _refusing(source):
         return decoded(source)
@@ -140,20 +140,16 @@ def opened(source: str | Path | bytes):
     """A `soundfile.SoundFile` whose header has been checked; close it.
 
     Raises:
-        Unreadable: missing, empty, cut off, or no sound.
+        Unreadable: missing, not to be read, empty, cut off, or no sound.
         InputError: `soundfile` isn't installed.
     """
     soundfile = need("soundfile", extra="speech")
     if not isinstance(source, bytes):
-        source = Path(source).expanduser()
-        if not source.is_file():
-            raise Unreadable("doesn't exist or is no file")
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    if not size:
-        raise Unreadable("is empty")
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
-        if missing := _missing(stream, size):
-            raise Unreadable(f"is cut off: {missing}")
+        source = Path(os.path.expanduser(source))
+    try:
+        _check_whole(source)
+    except OSError as error:
+        raise Unreadable(f"can't be read ({error.strerror})") from error
     try:
         file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except RuntimeError as error:
@@ -162,6 +158,23 @@ def opened(source: str | Path | bytes):
         file.close()
         raise Unreadable("has no samples")
     return file
+
+
+def _check_whole(source: Path | bytes) -> None:
+    """Refuse what is missing, empty or cut off.
+
+    Raises:
+        Unreadable: it is.
+        OSError: it can't be read.
+    """
+    if not isinstance(source, bytes) and not source.is_file():
+        raise Unreadable("doesn't exist or is no file")
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if not size:
+        raise Unreadable("is empty")
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
+        if missing := _missing(stream, size):
+            raise Unreadable(f"is cut off: {missing}")
 
 
 def _missing(stream: BinaryIO, size: int) -> str:

@@ -153,6 +153,11 @@ def vocabulary(kind: str) -> set[str]:
     return {*fixed, *filled} | ({"an"} if kind == "sentences" else set())
 
 
+def intent_of(text: str) -> str | None:
+    """What a command wants: the one template of `COMMANDS` that a text follows; None if none."""
+    return next((intent for intent, said in _said().items() if said.fullmatch(text)), None)
+
+
 def _composed(kind: str, cards: "_Cards") -> tuple[str, list[str]]:
     """A text, and what fills its slots."""
     if kind == "digits":
@@ -229,6 +234,14 @@ def _grammar(kind: str) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     filled["go"] = tuple(verb.split("/")[0] for verb in motions)
     filled["went"] = tuple(past(verb) for verb in motions)
     return SENTENCES, filled
+
+
+@cache
+def _said() -> dict[str, re.Pattern[str]]:
+    """What matches all texts of a command's template, by the template."""
+    templates, slots = _grammar("commands")
+    choices = {name: f"(?:{'|'.join(fillings)})" for name, fillings in slots.items()}
+    return {template: re.compile(template.format(**choices)) for template in templates}
 
 
 def plural(noun: str) -> str:

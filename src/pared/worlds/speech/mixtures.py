@@ -47,6 +47,8 @@ class Mixing:
         level: of the target, in dB of full scale.
         enrolment_seconds: length of the enrolment.
         enrolment_noise: chance that the enrolment is noisy too, with an SNR from `snr`.
+        pitch: what every talker's frequencies are multiplied with, anew in each mixture, the same
+            in the enrolment: of few voices it makes many. Babble keeps the voices as they are.
     """
 
     interferers: tuple[int, int] = (0, 2)
@@ -60,11 +62,12 @@ class Mixing:
     level: Range = (-35.0, -15.0)
     enrolment_seconds: Range = (3.0, 10.0)
     enrolment_noise: float = 0.3
+    pitch: Range = (1.0, 1.0)
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's own form)
 
     def __post_init__(self) -> None:
-        for name in ("interferers", "sir", "snr", "t60", "level", "enrolment_seconds"):
+        for name in ("interferers", "sir", "snr", "t60", "level", "enrolment_seconds", "pitch"):
             bounds = getattr(self, name)
             if bounds is not None and bounds[0] > bounds[1]:
                 raise InputError(f"{name} can't be from {bounds[0]} to {bounds[1]}; swap them.")
@@ -77,6 +80,8 @@ class Mixing:
                 f"{self.enrolment_seconds} don't work; numbers of talkers are at least 0, and "
                 "times above 0."
             )
+        if self.pitch[0] <= 0:
+            raise InputError(f"pitch={self.pitch} doesn't work; factors are above 0.")
         if self.absent + self.alone > 1:
             raise InputError(
                 f"absent={self.absent} and alone={self.alone} exclude each other and can't sum "
@@ -153,10 +158,14 @@ class Mixer:
         present = case >= mixing.absent
         alone = present and case < mixing.absent + mixing.alone
         others = () if alone else self._others(speaker, draw)
+        pitch, *pitches = (self._pitch(draw) for _ in (speaker, *others))
 
-        dry = self.talkers.strung(said, self.samples, generator)
+        dry = self.talkers.strung(said, self.samples, generator, pitch)
         dry = dry * level(draw, mixing.level) / rms(dry)
-        spoken = [self.talkers.passage(other, self.samples, generator) for other in others]
+        spoken = [
+            self.talkers.passage(other, self.samples, generator, its)
+            for other, its in zip(others, pitches, strict=True)
+        ]
         target, heard, interference = self._in_room(dry, spoken, draw)
 
         sir = draw.uniform(*mixing.sir) if others else math.inf
@@ -174,7 +183,7 @@ class Mixer:
             target=gain * target,
             interference=gain * interference,
             noise=gain * noise,
-            enrolment=self.enrolment(kept, generator),
+            enrolment=self.enrolment(kept, generator, pitch),
             speaker=speaker,
             interferers=others,
             sir=sir,
@@ -182,11 +191,13 @@ class Mixer:
             present=present,
         )
 
-    def enrolment(self, utterances: list[int], generator: torch.Generator) -> Tensor:
+    def enrolment(
+        self, utterances: list[int], generator: torch.Generator, pitch: float = 1.0
+    ) -> Tensor:
         """A recording of these utterances, which are of one speaker, (samples,)."""
         mixing, draw = self.mixing, Draw(generator)
         samples = round(draw.uniform(*mixing.enrolment_seconds) * RATE)
-        clean = self.talkers.strung(utterances, samples, generator)
+        clean = self.talkers.strung(utterances, samples, generator, pitch)
         clean = clean * level(draw, mixing.level) / rms(clean)
         if mixing.snr is not None and draw.chance(mixing.enrolment_noise):
             noise = self.noise(samples, draw, self.talkers.speaker_of(utterances[0]))
@@ -206,6 +217,10 @@ class Mixer:
         order = torch.randperm(len(self.talkers), generator=draw.generator).tolist()
         order.remove(speaker)
         return tuple(order[: least + draw.below(most - least + 1)])
+
+    def _pitch(self, draw: Draw) -> float:
+        low, high = self.mixing.pitch
+        return low if low == high else draw.uniform(low, high)
 
     def _in_room(
         self, dry: Tensor, spoken: list[Tensor], draw: Draw

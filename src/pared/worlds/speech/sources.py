@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from pared.errors import InputError
 from pared.worlds import speech
 from pared.worlds.readers.speech import Corpus, read_speech
+from pared.worlds.speech.voices import DEFAULT, check_known
 from pared.worlds.speech.world import joined
 
 if TYPE_CHECKING:
     from pared.worlds.speech import Speech
 
-# `speech:digits+commands` is two kinds of the speech world; any other source is a corpus.
+# `speech:digits+commands` is two kinds of the speech world, `speech:digits:espeak-ng+flite` one by
+# the voices of two synthesizers; any other source is a corpus.
 WORLD = "speech:"
 
 
@@ -23,7 +25,8 @@ def utterances(
     """The utterances of a source.
 
     Args:
-        source: `speech:` and kinds of the speech world, with + between them, or a corpus as
+        source: `speech:` and kinds of the speech world, with + between them, and behind another
+            colon the synthesizers of their voices, if not espeak-ng alone; or a corpus as
             `pared.worlds.readers.speech.read_speech` takes it.
         split: of the world or the corpus; None, or "all", takes what a corpus has by default.
         counts: utterances of kinds of the world that are to have another number than usually.
@@ -32,10 +35,15 @@ def utterances(
     Raises:
         InputError: there is no such source, or it can't be used.
     """
-    kinds = kinds_of(source)
-    if kinds:
-        return joined([speech.load(kind, split or "train", counts.get(kind)) for kind in kinds])
-    return read_speech(source, None if split == "all" else split, on_bad)
+    if not source.startswith(WORLD):
+        return read_speech(source, None if split == "all" else split, on_bad)
+    kinds, synthesizers = _spoken(source)
+    return joined(
+        [
+            speech.load(kind, split or "train", counts.get(kind), synthesizers=synthesizers)
+            for kind in kinds
+        ]
+    )
 
 
 def check_counts(source: str, counts: Mapping[str, int]) -> None:
@@ -55,15 +63,21 @@ def kinds_of(source: str) -> list[str]:
     """The kinds of the speech world that a source names; none for a corpus.
 
     Raises:
-        InputError: it has no such kind.
+        InputError: it has no such kind, or there is no such synthesizer.
     """
-    if not source.startswith(WORLD):
-        return []
-    kinds = source.removeprefix(WORLD).split("+")
+    return _spoken(source)[0] if source.startswith(WORLD) else []
+
+
+def _spoken(source: str) -> tuple[list[str], tuple[str, ...]]:
+    """Kinds and synthesizers that a source of the speech world names."""
+    named, colon, voices = source.removeprefix(WORLD).partition(":")
+    kinds = named.split("+")
     for kind in kinds:
         if kind not in speech.KINDS:
             raise InputError(
                 f"{source!r} names no kind of the speech world; write {WORLD}KIND with "
                 f"{', '.join(speech.KINDS)}, or several with + between them."
             )
-    return kinds
+    synthesizers = tuple(voices.split("+")) if colon else (DEFAULT,)
+    check_known(synthesizers)
+    return kinds, synthesizers

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from pared.errors import InputError
 from pared.worlds.speech.audio import RATE
@@ -86,15 +87,22 @@ class Talkers:
         half = len(others) // 2
         return [utterance, *others[:half]], others[half:]
 
-    def strung(self, utterances: list[int], samples: int, generator: torch.Generator) -> Tensor:
+    def strung(
+        self,
+        utterances: list[int],
+        samples: int,
+        generator: torch.Generator,
+        pitch: float = 1.0,
+    ) -> Tensor:
         """These utterances in turn, again from the first where they don't suffice, (samples,).
 
-        They begin somewhere in the first half of the first one.
+        They begin somewhere in the first half of the first one. `pitch` makes somebody else of the
+        speaker, see `pitched`.
         """
         pieces: list[Tensor] = []
         length = turn = 0
         while length < samples:
-            piece = self.speech.waveform(utterances[turn % len(utterances)])
+            piece = pitched(self.speech.waveform(utterances[turn % len(utterances)]), pitch)
             if not pieces:
                 share = torch.rand((), generator=generator).item() / 2
                 piece = piece[int(share * len(piece)) :]
@@ -104,11 +112,13 @@ class Talkers:
             turn += 1
         return torch.cat(pieces)[:samples]
 
-    def passage(self, speaker: int, samples: int, generator: torch.Generator) -> Tensor:
-        """Anything that a speaker says, (samples,)."""
+    def passage(
+        self, speaker: int, samples: int, generator: torch.Generator, pitch: float = 1.0
+    ) -> Tensor:
+        """Anything that a speaker says, (samples,); see `strung`."""
         own = self.utterances[speaker]
         order = torch.randperm(len(own), generator=generator).tolist()
-        return self.strung([own[place] for place in order], samples, generator)
+        return self.strung([own[place] for place in order], samples, generator, pitch)
 
     def babble(
         self, voices: int, samples: int, generator: torch.Generator, without: int = -1
@@ -119,3 +129,15 @@ class Talkers:
         speakers = [others[number] for number in drawn]
         tracks = torch.stack([self.passage(one, samples, generator) for one in speakers])
         return (tracks / tracks.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-9)).sum(0)
+
+
+def pitched(waveform: Tensor, factor: float) -> Tensor:
+    """A recording played faster: (samples,) to (samples / factor,).
+
+    All frequencies grow by the factor, those of the throat and those of the mouth, so it sounds as
+    somebody smaller.
+    """
+    if factor == 1:
+        return waveform
+    samples = max(1, round(len(waveform) / factor))
+    return interpolate(waveform[None, None], samples, mode="linear")[0, 0]

@@ -13,7 +13,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +21,8 @@ from pathlib import Path
 
 from pared.errors import InputError
 
-SYNTHESIZERS = ("espeak-ng", "flite")
+DEFAULT = "espeak-ng"  # which all machines can have
+SYNTHESIZERS = (DEFAULT, "flite")
 SLOWEST, FASTEST = 140, 200  # words per minute
 EDITION = 1  # of what happens to a synthesizer's output; part of the files' names
 
@@ -186,6 +187,21 @@ def speak(request: Request):
             )
         samples, rate = audio.read_pcm(sound)
     return audio.resampled(samples / 32768, rate)
+
+
+def check_known(synthesizers: Sequence[str]) -> None:
+    """See that names are those of synthesizers, each once.
+
+    Raises:
+        InputError: one isn't.
+    """
+    for number, name in enumerate(synthesizers):
+        if name not in SYNTHESIZERS:
+            raise InputError(
+                f"there is no synthesizer {name!r}; known are {', '.join(SYNTHESIZERS)}."
+            )
+        if name in synthesizers[:number]:
+            raise InputError(f"the synthesizer {name!r} is given twice; once is enough.")
 
 
 def check_voice(voice: Voice) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pared.errors import InputError
 from pared.worlds.speech import grammar, voices
 from pared.worlds.speech.grammar import KINDS, SPLITS
-from pared.worlds.speech.voices import SYNTHESIZERS, VOICES, Request, Voice
+from pared.worlds.speech.voices import VOICES, Request, Voice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +50,11 @@ class Speech:
         """Where each utterance begins in `samples`."""
         return list(accumulate(self.lengths[:-1], initial=0))
 
+    @cached_property
+    def intents(self) -> list[str | None]:
+        """What is wanted, see `grammar.intent_of`; None for what is no command."""
+        return [grammar.intent_of(text) for text in self.transcripts]
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -68,7 +73,7 @@ def load(
     split: str = "train",
     count: int | None = None,
     seed: int = 0,
-    synthesizers: tuple[str, ...] = ("espeak-ng",),
+    synthesizers: tuple[str, ...] = (voices.DEFAULT,),
     folder: str | Path | None = None,
 ) -> Speech:
     """Utterances of the speech world, spoken now where they haven't been before.
@@ -81,8 +86,8 @@ def load(
             voices with other held-out texts.
         count: how many utterances, `SIZES` by default.
         seed: of texts, and of who says them how fast.
-        synthesizers: of the voices. Only what all machines have in common is comparable between
-            them, so flite's voices are taken on demand.
+        synthesizers: of the voices, without repetition. Only what all machines have in common is
+            comparable between them, so flite's voices are taken on demand.
         folder: where the spoken files are kept, the cache by default.
 
     Raises:
@@ -113,14 +118,10 @@ def requests(
     split: str,
     count: int | None = None,
     seed: int = 0,
-    synthesizers: tuple[str, ...] = ("espeak-ng",),
+    synthesizers: tuple[str, ...] = (voices.DEFAULT,),
 ) -> list[Request]:
     """What `load` has spoken: texts in turn over all voices, at random rates."""
-    for synthesizer in synthesizers:
-        if synthesizer not in SYNTHESIZERS:
-            raise InputError(
-                f"there is no synthesizer {synthesizer!r}; known are {', '.join(SYNTHESIZERS)}."
-            )
+    voices.check_known(synthesizers)
     if count is None and kind in KINDS and split in SPLITS:
         count = SIZES[kind][split]
     if count is not None and count < 1:

@@ -1,0 +1,100 @@
+"""Measures the house models of speech: what the recogniser gets wrong, what the enhancer keeps.
+
+    python benchmarks/house_speech.py              # ten minutes on two cores
+    python benchmarks/house_speech.py --parts recogniser --utterances 50
+
+All voices and all sentences are held out. Writes its tables into results/house.json.
+"""
+
+import argparse
+import datetime
+from typing import Any
+
+import record
+import torch
+from enhancement_marks import Judge
+from enhancement_sets import kept
+
+from pared import recipe
+from pared.bench.words import word_errors
+from pared.speech.recognition import load, transcribe
+from pared.speech.streaming_pse import model as enhancers
+from pared.training import generator_for
+from pared.worlds.house import folder_of
+from pared.worlds.speech.data import TranscriptData
+from pared.worlds.speech.sources import utterances
+
+RECOGNISER, ENHANCER = "house:conformer", "house:streaming-pse"
+RECIPES = record.ROOT / "recipes" / "house"
+KINDS = ("digits", "commands", "sentences")
+# What is heard: signal to noise in dB from there to there, or no noise at all.
+SOUNDS = {"without noise": None, "in noise, 15 dB": (15.0, 15.0), "in noise, 5 dB": (5.0, 5.0)}
+
+
+def recogniser(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Word errors by what is said, with and without noise."""
+    model, rng = load(folder_of(RECOGNISER)), torch.Generator().manual_seed(0)
+    rows = []
+    for kind in KINDS:
+        said = utterances(f"speech:{kind}", "heldout", {kind: options.utterances})
+        for name, snr in SOUNDS.items():
+            data = TranscriptData(said, snr=snr)
+            sounds = [
+                data.batch(torch.tensor([n]), generator_for(7, n))["waveform"][0]
+                for n in range(len(data))
+            ]
+            heard = [" ".join(w.text for w in transcribe(model, [sound])) for sound in sounds]
+            errors = word_errors(said.transcripts, heard)
+            low, high = errors.interval(rng)
+            rows.append(
+                {
+                    "said": kind,
+                    "heard": name,
+                    "utterances": len(heard),
+                    "WER": round(errors.rate, 4),
+                    "95 %": f"{low:.4f} to {high:.4f}",
+                }
+            )
+            print(rows[-1], flush=True)
+    return {"The recogniser": rows}
+
+
+def enhancer(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Marks on mixtures as it was trained on, and on two talkers equally loud."""
+    model = enhancers.load(folder_of(ENHANCER))
+    plan = recipe.read(RECIPES / "streaming-pse.toml")
+    judge = Judge(plan, options.clips, options.pairs, RECOGNISER)
+    rows = []
+    for name, enhance in (
+        ("unprocessed", lambda noisy, _: noisy),
+        (ENHANCER, lambda noisy, enrolment: kept(model, noisy, enrolment)),
+    ):
+        marks = judge.marks(enhance)
+        rows.append({"sound": name} | {key: round(value, 3) for key, value in marks.items()})
+        print(rows[-1], flush=True)
+    return {"The enhancer": rows}
+
+
+PARTS = {"recogniser": recogniser, "enhancer": enhancer}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--utterances", type=int, default=150, help="of each kind that are heard")
+    parser.add_argument("--clips", type=int, default=240, help="mixtures that are judged")
+    parser.add_argument("--pairs", type=int, default=120, help="of talkers that are judged")
+    options = parser.parse_args()
+    conditions = {
+        "command": record.command(),
+        "machine": record.describe_machine(),
+        "commit": record.commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+    tables = {name: rows for part in options.parts for name, rows in PARTS[part](options).items()}
+    tables["Conditions of speech"] = [{"what": k, "value": v} for k, v in conditions.items()]
+    print(record.write("house", (), tables))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The bench of attentions for recognition at toy size: it runs through, and compares like alike."""
+
+import argparse
+import importlib
+import sys
+
+import pytest
+import torch
+
+from pared import anatomy, results
+from pared.speech.hearing import FrameConvolution
+from pared.training import loop
+from tests.docs.markdown import ROOT
+from tests.worlds.tones import Tones, write_librispeech
+
+pytest.importorskip("soundfile")
+pytest.importorskip("jiwer")
+
+TOY = [
+    *(f"model.config.{x}" for x in ("conv_dim=[16,16,16]", "hidden_size=32")),
+    *(f"model.config.{x}" for x in ("intermediate_size=32", "num_hidden_layers=1")),
+    *(f"stages.0.training.{x}" for x in ("steps=2", "batch_size=4", "warmup=1")),
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Four talkers of three tones each, once to learn from and once, longer, to be judged by."""
+    place = tmp_path_factory.mktemp("voices")
+    write_librispeech(place / "train", Tones())
+    write_librispeech(place / "heldout", Tones(seconds=0.9))
+    return place
+
+
+@pytest.fixture
+def bench(corpus, tmp_path, monkeypatch):
+    """Runs the bench in toy size; everything is written under a temporary folder."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module, record = importlib.import_module("asr"), importlib.import_module("record")
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    # Processes of their own take seconds to start, and only the measured memory needs them.
+    monkeypatch.setattr(module, "alone", lambda call, *arguments, gigabytes=None: call(*arguments))
+    sets = [f"--set={change}" for change in (f"data.source={corpus}", *TOY)]
+    toy = ["--folder", str(tmp_path / "runs"), "--seeds", "0", "--rounds", "1", "--batch", "2"]
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["asr.py", *toy, *sets, "--seconds", "0.5", *options])
+        module.main()
+        return results.read("asr", tmp_path / "results")
+
+    run.module, run.toy = module, argparse.Namespace(
+        recipe=module.RECIPE, set=[change.removeprefix("--set=") for change in sets]
+    )  # fmt: skip
+    return run
+
+
+def test_it_runs_through_and_trains_nothing_again(bench, tmp_path, monkeypatch):
+    arms = list(bench.module.ARMS)
+    assert bench("--parts", "errors", "--only", *arms) is None, "results were written"
+
+    def never(*_):
+        raise AssertionError("something is trained again")
+
+    monkeypatch.setattr(loop._Run, "one_step", never)
+    found = bench("--lengths", "1", "2", "--floor", "1")
+    starts = ("word errors", "a training step as", "a training step on 2 x", "seconds", "MiB")
+    rows, short, long, seconds, mib = (
+        next(table for name, table in found.tables.items() if name.startswith(start))
+        for start in starts
+    )
+    for table in (rows, short, long, seconds, mib):
+        assert [row["attention"] for row in table] == arms
+    assert rows[0]["parameters"] > rows[1]["parameters"] > 0
+    assert "against the base, noisy" in rows[1] and "against the base, noisy" not in rows[0]
+    # Three steps of four tones are an epoch of the twelve.
+    for row in short:
+        assert (row["utterances"], row["steps of an epoch"]) == ("4 x 1.2 s", 3)
+        assert row["s per epoch"] == pytest.approx(3 * row["s per step"], rel=0.01)
+    for row in (*seconds, *mib):
+        assert list(row) == ["attention", "exponent, 1 to 2 s", "1 s", "2 s"]
+    assert set(found.figures) == {"time of an utterance", "memory of an utterance"}
+    claims = [
+        claim.key
+        for slug in ("rope-asr", "summarymixing-asr")
+        for claim in results.read(slug, tmp_path / "results").claims
+    ]
+    assert claims == [
+        "errors-over-relative", "training-time", "parameters",
+        "errors-over-attention", "training-time", "training-memory",
+    ]  # fmt: skip
+
+
+def test_arms_differ_in_their_attention_alone(bench):
+    asr, toy = bench.module, bench.toy
+    toy.set.append("model.config.attention_dropout=0.25")
+    for arm in asr.ARMS:
+        family = anatomy.of(asr.fresh(toy, arm).model)
+        (conv,) = (site.module.depthwise_conv for site in family.sites("convolution"))
+        assert isinstance(conv, FrameConvolution)
+        layer = family.sites("self_attention")[0].module
+        dropouts = {asr.BASE: "dropout.p", asr.ROPE: "dropout", asr.MEAN: "mixer.c.dropout"}
+        for name in dropouts[arm].split("."):
+            layer = getattr(layer, name)
+        assert layer == 0.25
+    # A padded batch gives what its utterances give alone.
+    recogniser = asr.fresh(toy, asr.BASE)
+    model, sounds = recogniser.model.eval(), [torch.randn(16000), torch.randn(9600)]
+    both, alone = recogniser.inputs(sounds), recogniser.inputs(sounds[1:])
+    with torch.no_grad():
+        logits, wanted = (
+            model(**{k: batch[k] for k in ("input_values", "attention_mask")}).logits
+            for batch in (both, alone)
+        )
+    torch.testing.assert_close(logits[1:, : wanted.shape[1]], wanted, rtol=0, atol=1e-4)
+
+
+def test_exponents_are_fitted_over_lengths_that_all_arms_had(bench):
+    asr, options = bench.module, argparse.Namespace(lengths=[10, 120, 600])
+
+    def points(power, *lengths):
+        return [{"length": x, "seconds": 2.0 * x**power} for x in lengths]
+
+    found = {"a": points(1, 10, 60, 120, 600), "b": points(2, 10, 60, 90, 120)}
+    over = asr.shared(found, 60)
+    assert over == [60, 120]
+    one, other = (asr.row_of(each, "seconds", over, options) for each in found.values())
+    assert one == {"exponent, 60 to 120 s": 1, "10 s": 20, "120 s": 240, "600 s": 1200}
+    assert other["exponent, 60 to 120 s"] == 2 and other["600 s"] == "too much memory"
+    assert list(asr.row_of(found["a"], "seconds", [], options)) == ["10 s", "120 s", "600 s"]
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_takes_no_more_than_it_may(corpus, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    asr = importlib.import_module("asr")
+    sets = [f"data.source={corpus}", *TOY]
+    options = argparse.Namespace(recipe=asr.RECIPE, set=sets)
+    # 4 heads x 6000 x 11999 scores alone take more than a gibibyte.
+    assert asr.alone(asr.heard_at, options, asr.BASE, 120.0, gigabytes=1) is None
+    found = asr.alone(asr.heard_at, options, asr.MEAN, 120.0, gigabytes=1)
+    assert found["length"] == 120 and found["MiB"] < 1024

@@ -1,0 +1,196 @@
+"""The bench of pre-training from recordings at toy size: it runs through, and compares alike."""
+
+import argparse
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+
+from pared import anatomy, results
+from pared.speech.hearing import FrameConvolution
+from pared.speech.summary_mixing import Sinusoids
+from pared.training import loop
+from pared.worlds import speech
+from pared.worlds.speech import grammar
+from tests.docs.markdown import ROOT
+from tests.worlds.tones import Tones
+
+pytest.importorskip("jiwer")
+
+TOY = [
+    *(f"model.config.{x}" for x in ("hidden_size=32", "intermediate_size=32")),
+    *(f"model.config.{x}" for x in ("num_hidden_layers=1", "conv_dim=[20,16,16]")),
+    "model.config.num_conv_pos_embedding_groups=32",
+    "model.config.num_codevectors_per_group=16",
+    *(f"stages.0.training.{x}" for x in ("steps=2", "batch_size=4", "warmup=1")),
+    "data.seconds=0.7",
+]
+
+
+def spoken(kind, split="train", count=None, synthesizers=()):
+    """Texts of the speech world, with a tone in the place of each voice."""
+    count = count or 6
+    tones = Tones(speakers_count=3, each=-(-count // 3))
+    sounds = [(tones.waveform(n) * 32767).to(torch.int16) for n in range(count)]
+    lengths, said = [len(sound) for sound in sounds], grammar.texts(kind, split, count)
+    return speech.Speech(torch.cat(sounds), lengths, said, tones.speakers[:count], f"{kind}{split}")
+
+
+@pytest.fixture
+def of(monkeypatch):
+    """A module of `benchmarks/`, by the end of its name."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return lambda end="": importlib.import_module(f"speech_pretraining{end}")
+
+
+@pytest.fixture
+def toy(of):
+    """What the arms are built by."""
+    return argparse.Namespace(recipe=of("_arms").RECIPES / "probed.toml", set=TOY)
+
+
+@pytest.fixture
+def bench(of, tmp_path, monkeypatch):
+    """Runs the bench in toy size; everything is written under a temporary folder."""
+    module, record = of(), importlib.import_module("record")
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.setattr(speech, "load", spoken)
+    for name, task in module.TASKS.items():
+        monkeypatch.setitem(module.TASKS, name, task._replace(epochs=1))
+    # Processes of their own take seconds to start, and only the measured memory needs them.
+    alone = lambda call, *arguments, gigabytes=None: call(*arguments)  # noqa: E731
+    monkeypatch.setattr(of("_costs"), "alone", alone)
+    small = ["--folder", str(tmp_path / "runs"), "--seeds", "0", "--utterances", "6", "2", "3"]
+
+    def run(*options):
+        sets = [f"--set={change}" for change in TOY]
+        monkeypatch.setattr(sys, "argv", ["speech_pretraining.py", *small, *sets, *options])
+        module.main()
+        return results.read(module.SLUG, tmp_path / "results")
+
+    return run
+
+
+def test_it_runs_through_and_trains_nothing_again(bench, of, monkeypatch):
+    module = of()
+    assert bench("--only", *module.ARMS) is None, "results of some arms were written"
+
+    def never(*_):
+        raise AssertionError("something is trained again")
+
+    monkeypatch.setattr(loop._Run, "one_step", never)
+    rows = bench("--kept").tables["frozen probes"]
+    assert [row["encoder"] for row in rows] == list(module.ARMS)
+    found = bench("--parts", "probes")
+    rows = found.tables["frozen probes"]
+    assert [row["encoder"] for row in rows] == list(module.ROWS.values())
+    for row in rows:
+        about = {name: row[task.about] for name, task in module.TASKS.items()}
+        assert about["words"] >= 0 and 0 <= about["voices"] <= 1 and 0 <= about["intents"] <= 1
+    assert all(row["codes in use"] > 0 for row in rows[:4])
+    assert all(row["codes in use"] == "-" for row in rows[4:])
+    assert [claim.key for claim in found.claims] == list(module.PROBED.values())
+    assert "LSTM probe" in found.claims[0].note and "linear probe" in found.claims[1].note
+
+
+def test_costs_of_all_arms(bench, of):
+    short = ["--sounds", "2", "--seconds", "0.5", "--rounds", "1"]
+    found = bench("--parts", "steps", "lengths", *short, "--lengths", "1", "2", "--floor", "1")
+    table, seconds, mib = found.tables.values()
+    for rows in (table, seconds, mib):
+        assert [row["attention"] for row in rows] == list(of().ARMS)
+    for row in (*seconds, *mib):
+        assert list(row) == ["attention", "exponent, 1 to 2 s", "1 s", "2 s"]
+    assert set(found.figures) == {"time of a step", "memory of a step"}
+    keys = [claim.key for claim in found.claims]
+    assert keys == ["pretraining-time", "pretraining-memory", "parameters"]
+    assert "attention by sdpa" in found.claims[0].note and found.claims[2].holds
+
+
+def test_arms_differ_in_their_attention_alone(of, toy):
+    arms = of("_arms")
+    toy.set = [*TOY, "model.config.attention_dropout=0.25"]
+    models = {arm: arms.fresh(toy, arm) for arm in arms.ARMS}
+    dropouts = {arms.ROPE: "dropout", arms.OURS: "mixer.c.dropout"}
+    for arm, model in models.items():
+        family = anatomy.of(model)
+        (conv,) = (site.module.depthwise_conv for site in family.sites("convolution"))
+        assert isinstance(conv, FrameConvolution)
+        layer = family.sites("self_attention")[0].module
+        for name in dropouts.get(arm, "dropout.p").split("."):
+            layer = getattr(layer, name)
+        assert layer == 0.25
+        # Positions are added once in the twin as in ours, and relative ones are in no other.
+        added = [module for module in model.modules() if isinstance(module, Sinusoids)]
+        assert len(added) == (arm in (arms.BASE, arms.OURS))
+        relative = any("pos_bias_u" in name for name, _ in model.named_parameters())
+        assert relative == (arm == arms.RELATIVE)
+    # The twin tells frames apart that sound alike, far from the ends that convolutions hear.
+    encoder = models[arms.BASE].eval().get_submodule(anatomy.of(models[arms.BASE]).encoder)
+    frames = encoder(torch.ones(1, 60, 32)).last_hidden_state[0]
+    assert (frames[29] - frames[30]).abs().max() > 1e-3
+
+
+def test_claims_are_paired_by_seed(of):
+    module = of()
+
+    def figures(words, voices, intents):
+        return {"words": words, "voices": voices, "intents": intents}
+
+    found = {
+        module.OURS: {0: figures(0.1, 0.9, 0.8), 2: figures(0.3, 0.5, 0.8), 3: figures(9, 9, 9)},
+        module.BASE: {0: figures(0.2, 0.8, 0.9), 2: figures(0.2, 0.6, 0.7)},
+    }
+    options = argparse.Namespace(utterances=[400, 60, 300])
+    claims = {claim.key: claim for claim in module.claims_of(found, options)}
+    errors = claims["probe-errors"]
+    assert (errors.ours, errors.seeds, errors.holds) == (1.0, (0, 2), True)
+    assert errors.spread == pytest.approx(0.5**0.5, abs=1e-4)
+    assert "0.200 against 0.200 on 300 utterances" in errors.note
+    assert claims["probe-voices"].ours == 0 and claims["probe-intents"].ours == 0
+    assert module.claims_of({module.OURS: {0: {}}}, options) == []
+
+
+def test_intents_and_voices_are_asked_by_name(of):
+    module, world = of("_probes"), spoken("commands", "train", 6)
+    wanted = module.targets_of("intents", world, [])
+    assert [grammar.COMMANDS[n] for n in wanted] == world.intents
+    voices = sorted(set(world.speakers))
+    assert [voices[n] for n in module.targets_of("voices", world, voices)] == world.speakers
+    letters = module.targets_of("words", world, [])
+    assert module.CHARACTERS.decode(letters[0].tolist()) == world.transcripts[0]
+
+
+def test_exponents_are_fitted_over_lengths_that_all_arms_had(of):
+    costs = of("_costs")
+
+    def points(power, *lengths):
+        return [{"length": x, "seconds": 2.0 * x**power} for x in lengths]
+
+    found = {"a": points(1, 5, 20, 40, 80), "b": points(2, 5, 20, 30, 40)}
+    over = costs.shared(found, 20)
+    assert over == [20, 40]
+    one, other = (costs.length_row(each, "seconds", over, [5, 40, 80]) for each in found.values())
+    assert one == {"exponent, 20 to 40 s": 1, "5 s": 10, "40 s": 80, "80 s": 160}
+    assert other["exponent, 20 to 40 s"] == 2 and other["80 s"] == "too much memory"
+    assert list(costs.length_row(found["a"], "seconds", [20], [5])) == ["5 s"]
+
+
+def test_what_was_asked_for_otherwise_is_not_taken_for_done(bench, tmp_path):
+    """Another number of steps or utterances is another folder."""
+    bench("--only", "log-mel")
+    bench("--only", "log-mel", "--utterances", "5", "2", "3")
+    bench("--only", "log-mel", "--set", "stages.0.training.steps=3")
+    files = list((tmp_path / "runs").glob("*/log-mel-0.json"))
+    assert len(files) == 3 and all(json.loads(file.read_text()) for file in files)
+
+
+@pytest.mark.slow  # two processes start, each some ten seconds
+def test_a_process_of_its_own_takes_no_more_than_it_may(of, toy):
+    costs = of("_costs")
+    # Its scores, 4 heads x 6000 x 11999, and their maps take more than two gibibytes.
+    assert costs.alone(costs.stepped_at, toy, "relative", 120.0, gigabytes=2) is None
+    found = costs.alone(costs.stepped_at, toy, "summarymixing-asr", 120.0, gigabytes=2)
+    assert found["length"] == 120 and found["MiB"] < 1024
