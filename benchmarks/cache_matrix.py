@@ -3,26 +3,34 @@
     python benchmarks/cache_matrix.py      # minutes on one core
 
 Toy models of the real classes with random weights: what is found is whether a cache works there at
-all, not what it saves. Writes results/cache-matrix.json. cache-dit is tried where it is installed.
+all and in a row of calls (of another size, of another number of steps, and off again), not what it
+saves. Writes results/cache-matrix.json. cache-dit is tried where it is installed. With `--keep` it
+goes on where it was stopped; pipelines given with `--only` can be tried beforehand.
 """
 
 import argparse
 import importlib.metadata
+import json
 import sys
-from collections.abc import Callable
-from functools import partial
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import record
 from diffusers.utils import logging
-from torch import Tensor
 
 from pared import info, method
-from pared.bench.peers import CacheDit, Finding, matrix
+from pared.bench.in_a_row import examined
+from pared.bench.peers import CacheDit, Finding
 from pared.method import RuntimeMethod
 
 sys.path.insert(0, str(record.ROOT))
-from tests.caching.pipelines import PEERS, SPECS, WAYS, Way
+from tests.caching.pipelines import BARE, OTHERS, PEERS, SPECS, WAYS, Way
+
+ROWS = (*WAYS, *BARE)
+Findings = dict[tuple[str, str], Finding]
 
 
 def caches() -> dict[str, RuntimeMethod]:
@@ -37,13 +45,33 @@ def caches() -> dict[str, RuntimeMethod]:
     return {spec.partition(":")[0]: method.parse(spec) for spec in ours} | theirs
 
 
-def made(way: Way) -> tuple[Any, Callable[[], Tensor]]:
-    """A fresh pipeline, and the call to be made of it."""
-    pipe = way.build()
-    return pipe, lambda: way.paint(pipe)
+def findings_of(columns: dict[str, RuntimeMethod], ways: list[Way], log: Path | None) -> Findings:
+    """What becomes of every cache on every pipeline; what the log has isn't tried again."""
+    found = dict(logged(log)) if log is not None and log.exists() else {}
+    for way in ways:
+        for name, cache in columns.items():
+            if (way.name, name) in found:
+                continue
+            found[way.name, name] = finding = examined(cache, way.made, OTHERS)
+            print(f"{way.name}: {name}: {finding.outcome} {finding.detail}", flush=True)
+            if log is not None:
+                with log.open("a") as file:
+                    file.write(json.dumps([way.name, name, asdict(finding)]) + "\n")
+    return found
 
 
-def reasons(findings: dict[tuple[str, str], Finding]) -> list[dict[str, Any]]:
+def logged(log: Path) -> Iterator[tuple[tuple[str, str], Finding]]:
+    for line in log.read_text().splitlines():
+        way, name, finding = json.loads(line)
+        yield (way, name), Finding(**finding | {"failed": tuple(finding["failed"])})
+
+
+def cell(finding: Finding) -> str:
+    """What the table says: what fails, where it works once."""
+    return f"fails: {', '.join(finding.failed)}" if finding.failed else finding.outcome
+
+
+def reasons(findings: Findings) -> list[dict[str, Any]]:
     """What was said where a cache didn't work, each once, with all pipelines."""
     said: dict[tuple[str, Finding], list[str]] = {}
     for (way, cache), finding in findings.items():
@@ -67,21 +95,25 @@ def versions() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [way.name for way in WAYS]
+    names = [way.name for way in ROWS]
     parser.add_argument(
-        "--only", nargs="+", metavar="PIPELINE", choices=names, help="on these; nothing is kept"
+        "--only",
+        nargs="+",
+        metavar="PIPELINE",
+        choices=names,
+        help="on these; no result is written",
     )
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="findings, to go on from")
     options = parser.parse_args()
     logging.set_verbosity_error()
-    columns, ways = caches(), [w for w in WAYS if not options.only or w.name in options.only]
-    findings = matrix(columns, {way.name: partial(made, way) for way in ways})
-    for (way, cache), finding in findings.items():
-        print(f"{way}: {cache}: {finding.outcome} {finding.detail}")
+    warnings.simplefilter("ignore")  # of caches, on what they'd rather run with
+    columns, ways = caches(), [w for w in ROWS if not options.only or w.name in options.only]
+    findings = findings_of(columns, ways, options.keep)
     if options.only:
         return
     tables = {
         "caches on stock pipelines": [
-            {"pipeline": w.name} | {name: findings[w.name, name].outcome for name in columns}
+            {"pipeline": w.name} | {name: cell(findings[w.name, name]) for name in columns}
             for w in ways
         ],
         "where they don't work": reasons(findings),

@@ -3,16 +3,19 @@
     python benchmarks/cache_overhead.py      # five minutes on one core
 
 On a toy FLUX in its stock pipeline, where all caches work, pared's own and those of other
-libraries. The overhead of a call of the denoiser hardly depends on the size of the model, so it is
-given in microseconds, by the call and by each hooked module, and as a share of a step of the house
-PixArt and of one of PixArt-Sigma at 512 pixels on this machine. Caches that keep what they would
-reuse pay for that, too. Writes results/cache-overhead.json.
+libraries. What a call of the denoiser takes longer has a part for the call itself and one for each
+module that is hooked; two depths of the toy tell them apart, in microseconds. Neither depends on
+how wide a model is, so both together say what a step of a larger model takes longer, whose hooked
+modules are counted: here the house PixArt and PixArt-Sigma at 512 pixels, as a share of their steps
+on this machine. Caches that keep what they would reuse pay for that, too. Writes
+results/cache-overhead.json.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +34,10 @@ from pared.runtime import Clock, Detour, detour
 from pared.worlds.house import folder_of
 
 sys.path.insert(0, str(record.ROOT))
-from tests.caching.pipelines import STEPS, WAYS
+from tests.caching.pipelines import STEPS, WAYS, Way
+
+# Of blocks of either kind.
+DEPTHS = (2, 10)
 
 # Settings by which everything is computed.
 OURS = (
@@ -55,7 +61,7 @@ THEIRS = {
     ),
 }
 
-Around = Callable[[], Any]
+Attach = Callable[[Any], Any]  # to a pipeline; gives a context
 
 
 def through(own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -73,96 +79,171 @@ def watched(pipeline: Any, detours: bool) -> Iterator[None]:
         yield
 
 
-def arms(pipeline: Any) -> dict[str, Around]:
-    """What is attached in each of the runs that are timed."""
-    found: dict[str, Around] = {
-        "pared: the clock alone": partial(watched, pipeline, False),
-        "pared: the clock, and a detour around each branch": partial(watched, pipeline, True),
+def arms() -> dict[str, Attach]:
+    """What is attached in each of the runs that are timed, by what attaches it."""
+    found: dict[str, Attach] = {
+        "pared: the clock alone": partial(watched, detours=False),
+        "pared: the clock, and a detour around each branch": partial(watched, detours=True),
     }
-    found |= {f"pared: {s}": partial(pared.apply, pipeline, pared.parse(s)) for s in OURS}
+    found |= {f"pared: {spec}": attaching(pared.parse(spec)) for spec in OURS}
     for name, peer in THEIRS.items():
         if not isinstance(peer, peers.CacheDit) or peer.is_installed():
-            found[name] = partial(pared.apply, pipeline, peer)
+            found[name] = attaching(peer)
     return found
 
 
-def hooked(model: nn.Module) -> int:
-    """Modules of a model that something goes around, or whose processor was exchanged."""
+def attaching(cache: Any) -> Attach:
+    return lambda pipeline: pared.apply(pipeline, cache)
+
+
+def hooked(model: nn.Module, blocks: int) -> int:
+    """Modules of a model that something goes around, or whose processor was exchanged.
+
+    Args:
+        model: with a cache attached.
+        blocks: that it has; cache-dit puts others in the place of all.
+    """
     hooks = {path for path, _ in peers.hooks_on(model)}
     for path, module in model.named_modules():
         processor = type(getattr(module, "processor", None)).__module__
         if isinstance(vars(module).get("forward"), Detour) or processor.startswith("pared."):
             hooks.add(path)
-    return len(hooks)
+    return len(hooks) or (blocks if getattr(model, "_is_cached", False) else 0)
 
 
-def require_idle(around: dict[str, Around], run: Callable[[], Tensor]) -> None:
+def counts(made: Callable[[], Any]) -> dict[str, int | None]:
+    """How many modules each cache hooks of a pipeline; None where it can't be attached."""
+    found = dict[str, int | None]()
+    for name, attach in arms().items():
+        pipeline = made()
+        blocks = len(anatomy.of(denoiser(pipeline)).blocks)
+        try:
+            with attach(pipeline):
+                found[name] = hooked(denoiser(pipeline), blocks)
+        # Whatever another library says when a model isn't its own.
+        except Exception:
+            found[name] = None
+    return found
+
+
+def require_idle(name: str, attach: Callable[[], Any], run: Callable[[], Tensor]) -> None:
     """Stop where a cache paints another picture: it skips something, and saves what it costs."""
     plain = run()
-    for name, attach in around.items():
-        with attach():
-            if not torch.equal(run(), plain):
-                raise SystemExit(f"{name} skips something; its overhead can't be told.")
+    with attach():
+        if not torch.equal(run(), plain):
+            raise SystemExit(f"{name} skips something; its overhead can't be told.")
 
 
-def step_of(model: nn.Module, rounds: int, **size: int) -> float:
-    """Seconds of one guided step of a denoiser."""
+@dataclass(frozen=True)
+class Measured:
+    """What a depth of the toy gave.
+
+    Attributes:
+        extra: seconds that each cache adds to a call of the denoiser.
+        hooked: modules that it hooks.
+        plain: seconds of a call without.
+        notes: what speaks against the figures.
+    """
+
+    extra: dict[str, float]
+    hooked: dict[str, int | None]
+    plain: float
+    notes: tuple[str, ...]
+
+
+def measured(way: Way, depth: int, rounds: int) -> Measured:
+    """The overhead of all caches on a toy with so many blocks of either kind."""
+    way = replace(way, config={"num_layers": depth, "num_single_layers": depth})
+    # A pipeline for each, since cache-dit leaves its own forward on the model.
+    calls: dict[str, Callable[[], Tensor]] = {"plain": way.made()[1]}
+    around = {}
+    for name, attach in arms().items():
+        pipeline, calls[name] = way.made()
+        around[name] = partial(attach, pipeline)
+        require_idle(name, around[name], calls[name])
+    times: Timings = interleave(calls, rounds, warmup=3, base="plain", around=around)
+    extra = {}
+    for name in around:
+        # By the median of the rounds' own differences, since the machine's speed drifts.
+        pairs = zip(times[name].samples, times["plain"].samples, strict=False)
+        extra[name] = float(torch.tensor([ours - base for ours, base in pairs]).median()) / STEPS
+    plain = times["plain"].median / STEPS
+    return Measured(extra, counts(way.build), plain, times.verdict.notes)
+
+
+@dataclass(frozen=True)
+class Larger:
+    """A model whose steps the overhead is a share of.
+
+    Attributes:
+        step: seconds of one guided step.
+        hooked: modules that each cache hooks; None where it can't be attached.
+    """
+
+    step: float
+    hooked: dict[str, int | None]
+
+
+def larger(model: nn.Module, timed: int, **size: int) -> Larger:
+    """Time a step of a PixArt, and count what caches hook of it in its stock pipeline."""
     family = anatomy.of(model)
     call = torch.no_grad()(partial(family.denoise, model, *family.example(batch=2, **size)))
-    return interleave({"base": call}, rounds, warmup=1)["base"].median
+    step = interleave({"base": call}, timed, warmup=1)["base"].median
+
+    def stock() -> Any:
+        pipeline = next(way for way in WAYS if way.name == "pixart-sigma").build()
+        with torch.device("meta"):  # nothing is run
+            pipeline.transformer = type(model).from_config(model.config)
+        return pipeline
+
+    return Larger(step, counts(stock))
 
 
 def rows_of(
-    pipeline: Any, around: dict[str, Around], times: Timings, steps: dict[str, float]
-) -> list[dict[str, Any]]:
+    shallow: Measured, deep: Measured, models: dict[str, Larger]
+) -> Iterator[dict[str, Any]]:
     """A row for each cache: what it adds to a call, and to the steps of other models."""
-    plain, rows = times["plain"].median, []
-    for name, attach in around.items():
-        with attach():
-            count = hooked(denoiser(pipeline))
-        # By the median of the rounds' own differences, since the machine's speed drifts.
-        pairs = zip(times[name].samples, times["plain"].samples, strict=False)
-        extra = float(torch.tensor([ours - base for ours, base in pairs]).median()) / STEPS
+    for name, extra in shallow.extra.items():
+        few, many = shallow.hooked[name] or 0, deep.hooked[name] or 0
+        # Some hook as many modules of a deeper model.
+        each = (deep.extra[name] - extra) / (many - few) if many > few else extra / max(few, 1)
         row = {
             "cache": name,
-            "hooked modules": count or "",
+            "hooked modules": few or "",
             "a call (microseconds)": round(1e6 * extra, 1),
-            "a hooked module (microseconds)": round(1e6 * extra / count, 1) if count else "",
+            "a hooked module (microseconds)": round(1e6 * each, 1) if few else "",
         }
-        row |= {f"share of a step of {model}": f"{extra / s:.3%}" for model, s in steps.items()}
-        rows.append(row)
-        print(row, f"toy call {1e6 * plain / STEPS:.0f}", flush=True)
-    return rows
+        for model, larger in models.items():
+            count = larger.hooked[name]
+            share = "doesn't work there"
+            if count is not None and bool(count) == bool(few):
+                share = f"{(extra + each * (count - few)) / larger.step:.3%}"
+            row[f"share of a step of {model}"] = share
+        yield row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--no-models", action="store_true", help="without the steps of real ones")
     options = parser.parse_args()
     way = next(way for way in WAYS if way.name == "flux")
-    pipeline = way.build()
-    around = arms(pipeline)
-    run = partial(way.paint, pipeline)
-    require_idle(around, run)
-    calls = {"plain": run} | dict.fromkeys(around, run)
-    times = interleave(calls, options.rounds, warmup=3, base="plain", around=around)
-    steps = {}
-    if not options.no_models:
-        steps["house:pixart"] = step_of(denoiser(load(folder_of("house:pixart"))), 20)
-        model = presets.build("pixart-sigma", device="cpu", dtype=torch.bfloat16)
-        steps["PixArt-Sigma at 512"] = step_of(model, 3, height=64, width=64)
-    print(steps, times.verdict.notes, flush=True)
-    rows = rows_of(pipeline, around, times, steps)
+    shallow, deep = (measured(way, depth, options.rounds) for depth in DEPTHS)
+    sigma = presets.build("pixart-sigma", device="cpu", dtype=torch.bfloat16)
+    models = {
+        "house:pixart": larger(denoiser(load(folder_of("house:pixart"))), 20),
+        "PixArt-Sigma at 512": larger(sigma, 3, height=64, width=64),
+    }
+    rows = list(rows_of(shallow, deep, models))
+    print(*rows, *shallow.notes, *deep.notes, sep="\n", flush=True)
     conditions = [
         {"what": "command", "value": record.command()},
         {"what": "machine", "value": record.describe_machine()},
         {"what": "commit", "value": record.commit()},
-        {"what": "a call of the toy (microseconds)",
-         "value": round(1e6 * times["plain"].median / STEPS)},
-    ]  # fmt: skip
+        {"what": "a call of the toy (microseconds)", "value": round(1e6 * shallow.plain)},
+    ]
     conditions += [
-        {"what": f"a step of {name} (s)", "value": float(f"{s:.3g}")} for name, s in steps.items()
+        {"what": f"a step of {name} (s)", "value": float(f"{model.step:.3g}")}
+        for name, model in models.items()
     ]
     tables = {"what caches cost that skip nothing, FLUX": rows, "conditions": conditions}
     record.write("cache-overhead", (), tables)

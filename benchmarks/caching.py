@@ -1,11 +1,14 @@
 """Measures every way of reusing work between steps against fewer steps, on the house models.
 
-    python benchmarks/caching.py                    # three families, three seeds
-    python benchmarks/caching.py --family unet      # one of them
+    python benchmarks/caching.py                                  # three families, three seeds
+    python benchmarks/caching.py --family unet --seeds 0          # a piece, for several processes
+    python benchmarks/caching.py --kept                           # sum up the pieces that are done
 
-The distance is that of the pictures to those of the whole model from the same noise; fewer steps,
-the rival, are as many as cost the same multiply-adds. Writes the table into results/caching.json
-and each method's claims into its own file. What is done is kept under runs/caching.
+The ways are the settings in the methods' records, plain reuse, and with --peers the caches of
+diffusers and cache-dit that work there. The distance is that of the pictures to those of the whole
+model from the same noise; fewer steps, the rival, are as many as cost the same multiply-adds. What
+is done is kept under runs/caching, and nothing is measured twice. A run of all seeds, or --kept,
+writes tables and figures into results/caching.json and each method's claims into its own file.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -23,9 +27,11 @@ import torch
 from painting import OF_PIXART
 
 import pared
-from pared.bench import grid, metering
+from pared import info
+from pared.bench import grid, metering, peers
+from pared.bench.graphs import pareto
 from pared.checkpoint import load
-from pared.method import denoiser
+from pared.method import RuntimeMethod, denoiser
 from pared.worlds import emoji
 from pared.worlds.house import folder_of
 
@@ -33,9 +39,12 @@ DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
 STEPS = {"pixart": (20, 50), "sd3": (30,), "unet": (50,)}
 GUIDANCE = 4.0
 # A seed paints as many pictures, each of a prompt of its own.
+SEEDS = (0, 1, 2)
 PICTURES = 16
 
 Figures = dict[str, Any]
+# What was measured, by way and seed.
+Done = dict[str, dict[int, Figures]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,18 @@ class Bench:
         self.folder = Path("runs/caching") / f"{family}-{steps}x{pictures}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.plain: dict[tuple[int, int], tuple[torch.Tensor, float]] = {}
-        self.cost = self.macs("")
+        self.peers = {peer.spec(): peer for peer in grid.peers_for(steps)}
+
+    @cached_property
+    def cost(self) -> int:
+        """Multiply-adds of the denoiser in a run of the whole model."""
+        return self.macs("")
+
+    def methods(self, spec: str) -> tuple[RuntimeMethod, ...]:
+        """What a way attaches: a method, a cache of another library, or nothing."""
+        if spec in self.peers:
+            return (self.peers[spec],)
+        return grid.methods_of((spec,)) if spec else ()
 
     @torch.no_grad()
     def painted(
@@ -100,8 +120,7 @@ class Bench:
         prompts = self.prompts[:count]
         extra = OF_PIXART if self.family == "pixart" else {}
         noise = [torch.Generator().manual_seed(1000 * seed + i) for i in range(len(prompts))]
-        methods = grid.methods_of((spec,)) if spec else ()
-        with pared.apply(self.pipeline, *methods):
+        with pared.apply(self.pipeline, *self.methods(spec)):
             start = time.perf_counter()
             images = self.pipeline(
                 prompts,
@@ -131,9 +150,13 @@ class Bench:
         """Steps of the model alone that cost about as much."""
         return max(1, round(self.steps * cost / self.cost))
 
+    def path(self, spec: str, seed: int) -> Path:
+        """Where the figures of a way are kept."""
+        return self.folder / f"{re.sub('[^a-z0-9.]+', '-', spec)}-{seed}.json"
+
     def figures(self, spec: str, seed: int) -> Figures:
         """Distances of a method and of fewer steps at its cost, and times; kept once done."""
-        path = self.folder / f"{re.sub('[^a-z0-9.]+', '-', spec)}-{seed}.json"
+        path = self.path(spec, seed)
         if path.exists():
             return json.loads(path.read_text())
         cost = self.macs(spec)
@@ -150,9 +173,23 @@ class Bench:
             "time of steps": rival_seconds / seconds,
             "distance of steps": distance(rival, wanted),
             "PSNR of steps": psnr(rival, wanted),
+            "machine": record.describe_machine(DEVICE),
         }
         path.write_text(json.dumps(found))
         return found
+
+    def working_peers(self) -> list[str]:
+        """Caches of other libraries that work here, tried on one picture; kept once known."""
+        path = self.folder / "peers.json"
+        known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        one = lambda: self.painted("", 0, count=1)[0]  # noqa: E731
+        for spec, peer in self.peers.items():
+            missing = isinstance(peer, peers.CacheDit) and not peer.is_installed()
+            if spec not in known and not missing:
+                found = peers.tried(peer, self.pipeline, one)
+                known[spec] = f"{found.outcome} {found.detail}".strip()
+        path.write_text(json.dumps(known, indent=1))
+        return [spec for spec in self.peers if known.get(spec) == "works"]
 
 
 def distance(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -177,6 +214,29 @@ def specs_of(bench: Bench) -> Iterator[str]:
     yield from (stack[0] for stack in grid.attachable(bench.pipeline, specs))
 
 
+def measured(bench: Bench, seeds: list[int], with_peers: bool) -> Done:
+    """Every way with every seed."""
+    done: Done = {}
+    specs = [*specs_of(bench), *(bench.working_peers() if with_peers else ())]
+    for seed in seeds:
+        for spec in specs:
+            done.setdefault(spec, {})[seed] = bench.figures(spec, seed)
+            print(bench.family, bench.steps, spec, seed, done[spec][seed], flush=True)
+    return done
+
+
+def kept(bench: Bench, seeds: list[int]) -> Done:
+    """What is done already."""
+    done: Done = {}
+    for spec in [*specs_of(bench), *bench.peers]:
+        runs = {
+            seed: bench.figures(spec, seed) for seed in seeds if bench.path(spec, seed).exists()
+        }
+        if runs:
+            done[spec] = runs
+    return done
+
+
 def thirds(bench: Bench) -> list[tuple[str, str]]:
     """The Delta and the feature map of a third of the blocks, at every place."""
     blocks = len(pared.anatomy.of(denoiser(bench.pipeline)).blocks)
@@ -184,74 +244,133 @@ def thirds(bench: Bench) -> list[tuple[str, str]]:
 
 
 def row_of(spec: str, runs: list[Figures]) -> Figures:
-    """A row of the table: means over the seeds."""
-    times = [run["time"] for run in runs]
-    return {
+    """A row of the table: means over the seeds; a column named sd is a spread over them."""
+    row = {
         "way": spec,
         "seeds": len(runs),
         "share of multiply-adds": round(runs[0]["cost"], 3),
-        "share of time": round(median(times), 3),
+        "share of time": round(median(run["time"] for run in runs), 3),
         "PSNR": round(mean(run["PSNR"] for run in runs), 2),
         "distance": round(mean(run["distance"] for run in runs), 4),
         "steps at its cost": runs[0]["steps"],
         "PSNR of these": round(mean(run["PSNR of steps"] for run in runs), 2),
         "distance of these": round(mean(run["distance of steps"] for run in runs), 4),
+        "nearer than these": nearer(runs),
+        "machine": "; ".join(sorted({run["machine"] for run in runs})),
     }
+    if len(runs) > 1:
+        row["PSNR sd"] = round(stdev(run["PSNR"] for run in runs), 2)
+        row["distance sd"] = round(stdev(run["distance"] for run in runs), 4)
+    return row
 
 
-def decide(bench: Bench, done: dict[str, list[Figures]]) -> None:
-    """Write the claims that this model decides."""
+def nearer(runs: list[Figures]) -> str:
+    """Whether a way stays nearer to the whole model than fewer steps at its cost, by distance."""
+    gains = [run["distance of steps"] - run["distance"] for run in runs]
+    if len(gains) < 2:
+        return "one seed"
+    if abs(mean(gains)) <= stdev(gains):
+        return "within the spread"
+    return "yes" if mean(gains) > 0 else "no"
+
+
+def drawn(bench: Bench, rows: list[Figures]) -> dict[str, Any]:
+    """Distance against cost: a group for each method, one for fewer steps, one for baselines."""
+    fewer = {row["steps at its cost"]: row["distance of these"] for row in rows}
+    ways = [(row["way"], row["share of multiply-adds"], row["distance"]) for row in rows]
+    ways += [(f"steps: {n}", n / bench.steps, far) for n, far in sorted(fewer.items())]
+    # Nothing is as near as the whole model, and no logarithm of its distance is to be had.
+    ways = [way for way in ways if way[2] > 0]
+    best = pareto([(x, y) for _, x, y in ways], higher=False)
+    groups: dict[str, list[tuple[str, float, float]]] = {"fewer steps": []}
+    for number, (way, x, y) in enumerate(ways):
+        slug, _, settings = way.partition(":")
+        group, label = slug, settings or "defaults"
+        if slug == "steps":
+            group = "fewer steps"
+        elif way in grid.plain_reuse(bench.family):
+            group, label = "baselines", f"plain, {settings.partition(',')[0]}"
+        elif slug not in info.registry():
+            group, label = "baselines", slug
+        shown = label.strip() if number in best or group == "baselines" else ""
+        groups.setdefault(group, []).append((shown, round(x, 3), y))
+    return record.points(
+        "share of multiply-adds",
+        "RMS distance to the whole model's pictures (0.01 is 40 dB)",
+        groups,
+        log=True,
+    )
+
+
+def decide(bench: Bench, done: Done) -> None:
+    """Write the claims that this model decides, as far as their ways are done."""
     about = f"house:{bench.family}, {bench.steps} steps, {len(bench.prompts)} pictures a seed"
     for claim in CLAIMS:
         if (claim.family, claim.steps) != (bench.family, bench.steps):
             continue
-        ours = done[claim.ours]
+        ours, rival = done.get(claim.ours, {}), done.get(claim.rival, {})
         if claim.rival:
-            found = [
-                a["distance"] / b["distance"] for a, b in zip(done[claim.rival], ours, strict=True)
-            ]
+            found = {s: rival[s]["distance"] / ours[s]["distance"] for s in ours if s in rival}
             note = f"{about}, RMS distance of pictures, {claim.rival} over {claim.ours}"
         else:
-            found = [run["distance of steps"] / run["distance"] for run in ours]
-            note = f"{about}, RMS distance of pictures, {ours[0]['steps']} steps over {claim.ours}"
-        write_claim(claim.slug, claim.key, found, note)
-    if (bench.family, bench.steps) == ("pixart", 20):
-        each = [
-            [b["distance"] / a["distance"] for a, b in zip(done[delta], done[output], strict=True)]
-            for delta, output in thirds(bench)
-        ]
-        found = [min(ratios) for ratios in zip(*each, strict=True)]
-        note = (
-            f"{about}, RMS distance of pictures, a third of the blocks, the least of three places"
-        )
-        write_claim("delta-dit", "distance-feature-map-over-delta", found, note)
+            found = {s: run["distance of steps"] / run["distance"] for s, run in ours.items()}
+            steps = next((run["steps"] for run in ours.values()), 0)
+            note = f"{about}, RMS distance of pictures, {steps} steps over {claim.ours}"
+        write_claim(claim.slug, claim.key, found, note, machines(ours))
+    if (bench.family, bench.steps) != ("pixart", 20):
+        return
+    pairs = [(done.get(delta, {}), done.get(output, {})) for delta, output in thirds(bench)]
+    seeds = set.intersection(*(set(runs) for pair in pairs for runs in pair))
+    found = {
+        seed: min(output[seed]["distance"] / delta[seed]["distance"] for delta, output in pairs)
+        for seed in sorted(seeds)
+    }
+    note = f"{about}, RMS distance of pictures, a third of the blocks, the least of three places"
+    write_claim("delta-dit", "distance-feature-map-over-delta", found, note, machines(pairs[0][0]))
 
 
-def write_claim(slug: str, key: str, found: list[float], note: str) -> None:
-    """One claim from its values by seed."""
-    spread = stdev(found) if len(found) > 1 else None
-    machine = record.describe_machine(DEVICE)
-    claim = record.claim(slug, key, mean(found), spread, range(len(found)), note, machine)
+def machines(runs: dict[int, Figures]) -> str:
+    """On which machines a way was measured."""
+    return "; ".join(sorted({run["machine"] for run in runs.values()}))
+
+
+def write_claim(
+    slug: str, key: str, found: dict[int, float], note: str, machine: str | None = None
+) -> None:
+    """One claim from its values by seed; nothing where there are none."""
+    if not found:
+        return
+    values = list(found.values())
+    spread = stdev(values) if len(values) > 1 else None
+    machine = machine or record.describe_machine(DEVICE)
+    claim = record.claim(slug, key, mean(values), spread, sorted(found), note, machine)
     record.write(slug, [claim])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", nargs="*", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--family", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--steps", nargs="+", type=int, help="of those of the families")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--pictures", type=int, default=PICTURES, help="of a seed")
+    parser.add_argument("--peers", action="store_true", help="caches of other libraries, too")
+    parser.add_argument("--kept", action="store_true", help="measure nothing")
     options = parser.parse_args()
     for family in options.family:
         for steps in STEPS[family]:
+            if options.steps and steps not in options.steps:
+                continue
             bench = Bench(family, steps, options.pictures)
-            done: dict[str, list[Figures]] = {}
-            for seed in range(options.seeds):
-                for spec in specs_of(bench):
-                    done.setdefault(spec, []).append(bench.figures(spec, seed))
-                    print(family, steps, spec, seed, done[spec][-1], flush=True)
-            rows = [row_of(spec, runs) for spec, runs in done.items()]
-            table = f"{family}, {steps} steps, {options.pictures} pictures a seed"
-            record.write("caching", (), {table: rows})
+            if options.kept:
+                done = kept(bench, options.seeds)
+            else:
+                done = measured(bench, options.seeds, options.peers)
+            if not done or not (options.kept or set(SEEDS) <= set(options.seeds)):
+                continue
+            rows = [row_of(spec, list(runs.values())) for spec, runs in done.items()]
+            name = f"{family}, {steps} steps, {options.pictures} pictures a seed"
+            figures = {f"{family}, {steps} steps: distance by cost": drawn(bench, rows)}
+            record.write("caching", (), {name: rows}, figures)
             decide(bench, done)
 
 

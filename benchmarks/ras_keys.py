@@ -58,10 +58,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=PICTURES, help="of a seed")
     options = parser.parse_args()
-    bench, found = Bench("sd3", STEPS, options.pictures), []
+    bench, found = Bench("sd3", STEPS, options.pictures), {}
     for seed in range(options.seeds):
         without, with_them = distances(bench, seed)
-        found.append(without / with_them)
+        found[seed] = without / with_them
         print(seed, {"without kept keys": without, "with them": with_them}, flush=True)
     note = (
         f"house:sd3, {STEPS} steps, {len(bench.prompts)} pictures a seed, RMS distance of pictures"

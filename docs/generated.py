@@ -301,7 +301,10 @@ MEASURED = {
         "a CLIP of its own seed that no other training sees? Real pictures and the autoencoder's "
         "reconstructions of them show what could be reached at best. Captions differ in little "
         "(skin tones, hairs, clock times), and flags differ by name alone, so top-5 says more than "
-        "top-1.",
+        "top-1. The models of speech hear voices and sentences that they have not learnt from: the "
+        "recogniser writes them down, with letters chosen one by one and no dictionary; the "
+        "enhancer keeps one of two talkers, and *flips* says how often the enrolment alone decides "
+        "which.",
     ),
     "attention": (
         "The attention shelf",
@@ -355,7 +358,62 @@ MEASURED = {
         "result a method keeps, not how good the pictures are. Every row has its rival: the whole "
         "model with the number of steps that costs as many multiply-adds. Shares are of the whole "
         "run; times are those of a batch on the machine below, where the kernels are small and "
-        "what surrounds them weighs more than at full size.",
+        "what surrounds them weighs more than at full size. *Nearer than these* compares the two "
+        "distances seed by seed: *within the spread* is a mean difference no larger than its "
+        "standard deviation over the seeds. The figures have one point for each way and one for "
+        "each number of steps.",
+    ),
+    "cache-matrix": (
+        "Caches on stock pipelines",
+        "Every cache, pared's own and those of diffusers and cache-dit, on every stock pipeline, "
+        "by running it: toy models of the real classes, called plainly and with guidance, from "
+        "noise, from a picture, under a mask, with a ControlNet, with schedulers that call twice. "
+        "*Works* is that the cache changes the picture, that a second call equals the first, that "
+        "calls of another size and of another number of steps give what they give by themselves, "
+        "and that taken off it leaves no trace; *fails: ...* names what of such a row doesn't hold "
+        "where the first call does. *Does nothing* is that the picture stays the same and nobody "
+        "says why; *refuses*, that pared says in a sentence what doesn't fit; *fails*, that an "
+        "error comes from inside a library; *goes astray*, that pictures change which shouldn't. "
+        "Whether a cache works at all is found out here, and not what it "
+        "[saves and loses](reuse.md).",
+    ),
+    "cache-overhead": (
+        "What watching costs",
+        "A cache has to see every call of a model, also where nothing is skipped. Here each is "
+        "set so that it skips nothing and paints the same picture bit for bit; what is left is "
+        "the price of watching, of keeping what might be reused, and of deciding. *A call* is one "
+        "of the toy, by the median of the rounds' own differences to the plain model; *a hooked "
+        "module* is what each further module adds that something goes around, by a deeper toy. "
+        "Neither depends on how wide a model is, so the last columns give what both come to in "
+        "two larger models, by the modules that are hooked there, as a share of a guided step. "
+        "The first two rows are pared's mechanism alone; below 0 is less than could be "
+        "told from noise.",
+    ),
+    "cache-speed": (
+        "Reuse at full size",
+        "What reuse saves in time against what it saves in multiply-adds, on published "
+        "configurations with random weights, each method at its paper's setting. A run is composed "
+        "of its steps: *full* ones, which also keep what others use, and *skipping* ones; a short "
+        "real run over the same sum says how well that holds. Shares are of the whole model's "
+        "run, of the denoiser alone. Where a share of time is above that of multiply-adds, what "
+        "is saved was cheap, or keeping and deciding cost something: attention that keeps its "
+        "maps must form them first, which fused kernels never do.",
+    ),
+    "asr": (
+        "Recognisers compared",
+        "One Conformer by one recipe with three attentions: relative positions as in "
+        "Transformer-XL, [rotary positions](methods/rope-asr.md), and [SummaryMixing]"
+        "(methods/summarymixing-asr.md) in the place of attention. From the same seeds, on the "
+        "same utterances in the same order, for as many steps, with the same dropout. *WER* counts "
+        "wrong words of voices and sentences of the [speech world](worlds.md#the-speech-world) "
+        "that training never met, in noise as in training and without. Its interval comes from "
+        "drawing utterances anew; where that of the difference from the base, paired by "
+        "utterance, holds 0, the utterances can't tell the two apart, and seeds that differ by "
+        "more than arms say the same. Steps are timed in turns. Mind the size: these models have "
+        "one and a half million parameters, and frames of 20 ms in sentences of three seconds make "
+        "150 of them, so that the feed-forwards decide the time; what grows with length shows in "
+        "the last tables, up to ten minutes, where *exponent* is the p of c length^p, over "
+        "lengths that every arm can take.",
     ),
 }
 

@@ -10,16 +10,21 @@ from torch import nn
 
 from pared import anatomy, info
 from pared.bench import contract
+from pared.bench import contract_runtime as runtime
 from pared.errors import InputError
 from pared.method import Claim, Conversion, Handle, RuntimeMethod
 from pared.runtime import Clock, detour
 
-# Tracing takes seconds: by default on one family per method.
-TRACING = (contract.contract_compile, contract.contract_compiled_blocks)
+# Seconds: by default on one family per method.
+LONG = (
+    contract.contract_compile,
+    runtime.contract_compiled_blocks,
+    runtime.contract_offload,
+)
 
 
 def case(record, family, function):
-    slow = function in TRACING and family != record.families[0]
+    slow = function in LONG and family != record.families[0]
     name = f"{record.slug}-{family}-{function.__name__.removeprefix('contract_')}"
     return pytest.param(record, family, function, id=name, marks=[pytest.mark.slow] * slow)
 
@@ -174,7 +179,7 @@ def test_a_graph_break_is_caught(how):
 
 
 class Reuse(RuntimeMethod):
-    """Keeps each feed-forward's first output for the later steps; `how` says what it does wrong."""
+    """Gives each feed-forward's last output again at odd steps; `how` says what it does wrong."""
 
     info = replace(INFO, kind="runtime", slug="reuse")
     how: str = ""
@@ -183,29 +188,74 @@ class Reuse(RuntimeMethod):
         return [Claim(site.path, "reuses") for site in family.sites("feed_forward")]
 
     def attach(self, pipeline) -> Handle:
+        sites = anatomy.of(pipeline).sites("feed_forward")
         with ExitStack() as undo:
-            clock = Clock(pipeline, undo)
-            for site in anatomy.of(pipeline).sites("feed_forward"):
-                memory = vars(site.module).setdefault("memory", {})
-                detour(site.module, Reused(self.how, clock, site.path, memory), undo)
+            plan = Plan(self.how, Clock(pipeline, undo), [site.path for site in sites])
+            if self.how == "remembers":
+                plan.memory = vars(pipeline).setdefault("memory", {})
+            if self.how == "leaves a hook":
+                undo.pop_all()
+            for site in sites:
+                if self.how == "goes around by hand":
+                    around(site.module.net[2], Reused(plan, site.path), undo)
+                else:
+                    detour(site.module, Reused(plan, site.path), undo)
             if self.how == "drifts":
                 next(pipeline.parameters()).data += 1
+            if self.how == "leaves a processor":
+                attn = pipeline.transformer_blocks[0].attn1
+                attn.set_processor(type(attn.processor)())
             undo = undo.pop_all()
-        return Handle(ExitStack() if self.how == "stays" else undo)
+        return Handle(ExitStack() if self.how == "stays" else undo, (self,), plan.clock.stats)
+
+
+def around(module, reused, undo):
+    """What a detour is careful not to do: it forgets who else goes around."""
+    own = module.forward
+    module.forward = lambda *args: reused(own, *args)
+    undo.callback(delattr, module, "forward")
+
+
+class Plan:
+    def __init__(self, how, clock, paths):
+        self.how, self.clock, self.paths = how, clock, paths
+        self.calls, self.passes, self.memory = 0, 1, {}
+        clock.on_call = self.decide
+
+    @property
+    def kept(self):
+        own = self.how in ("remembers", "shares", "counts")
+        return self.memory if own else self.clock.kept
+
+    def decide(self):
+        step = self.calls if self.how == "counts" else self.clock.step
+        self.calls += 1
+        if self.how == "learns":
+            self.passes = max(self.passes, self.clock.call + 1)
+            step += self.passes - 1
+        first = self.how == "remembers" and step == 0
+        reuses = (step % 2 or first) and self.how != "never" and self.paths[0] in self.kept
+        self.clock.count("reused" if reuses and self.how != "silent" else "computed", self.paths)
+        return reuses
 
 
 class Reused:
-    """A feed-forward at every second step; its output stands for it at the steps between."""
+    def __init__(self, plan, path):
+        self.plan, self.path = plan, path
 
-    def __init__(self, how, clock, path, memory):
-        self.how, self.clock, self.path, self.memory = how, clock, path, memory
-
-    def __call__(self, own, *args, **kwargs):
-        kept = self.memory if self.how == "remembers" else self.clock.kept
-        due = self.clock.step % 2 == 0 and not (self.how == "remembers" and self.clock.step == 0)
-        if due or self.path not in kept:
-            kept[self.path] = own(*args, **kwargs).detach()
-        return kept[self.path]
+    def __call__(self, own, x, *args, **kwargs):
+        kept, how = self.plan.kept, self.plan.how
+        if not self.plan.clock.plan:
+            kept[self.path] = own(x, *args, **kwargs).detach()
+            return kept[self.path]
+        y = kept[self.path]
+        if how == "mixes":
+            return y.mean(dim=0, keepdim=True).expand_as(y)
+        if how == "overflows" and y.dtype == torch.bfloat16:
+            return y / 0
+        if how == "forgets autocast" and torch.is_autocast_enabled("cpu"):
+            return 9 * y
+        return y if how != "computes" else own(x, *args, **kwargs)
 
 
 def test_a_good_run_time_method_passes():
@@ -214,13 +264,31 @@ def test_a_good_run_time_method_passes():
 
 
 @pytest.mark.parametrize(
-    "function, method, message",
+    "function, how, message",
     [
-        (contract.contract_removal, Reuse(how="stays"), "the output stays changed"),
-        (contract.contract_removal, Reuse(how="drifts"), "the output stays changed"),
-        (contract.contract_fresh_start, Reuse(how="remembers"), "something of the first sample"),
+        (runtime.contract_removal, "stays", "the output stays changed"),
+        (runtime.contract_removal, "drifts", "the output stays changed"),
+        (runtime.contract_removal, "never", "nothing was reused"),
+        (runtime.contract_removal, "silent", "nothing was reused"),
+        (runtime.contract_removal, "computes", "it changes nothing, whatever it counts"),
+        (runtime.contract_removal, "leaves a hook", "_hooks of the model stay changed"),
+        (runtime.contract_removal, "leaves a processor", r"processors of .*attn1 stay changed"),
+        (runtime.contract_fresh_start, "remembers", "something of the first sample"),
+        (runtime.contract_next_run, "counts", "depends on those before"),
+        (runtime.contract_turns, "shares", "not close"),
+        (runtime.contract_batched_run, "mixes", "not close"),
+        (runtime.contract_bfloat16_run, "overflows", "isn't finite"),
+        (runtime.contract_autocast_run, "forgets autocast", "away from that in float32"),
+        (runtime.contract_threads, "shares", "the thread of .* (got something|failed)"),
+        (runtime.contract_faults, "counts", "depends on one that broke off"),
+        (runtime.contract_faults, "learns", "depends on one in which guidance in turn ended"),
     ],
 )
-def test_a_broken_run_time_method_is_caught(function, method, message):
+def test_a_broken_run_time_method_is_caught(function, how, message):
     with pytest.raises(AssertionError, match=message):
-        function(method, "dit")
+        function(Reuse(how=how), "dit")
+
+
+def test_a_method_that_breaks_offloading_is_caught():
+    with pytest.raises(RuntimeError, match="meta"):
+        runtime.contract_offload(Reuse(how="goes around by hand"), "dit")

@@ -1,12 +1,16 @@
 """The clock of a run: steps, calls and memory, read from calls of real pipelines and denoisers."""
 
 import copy
+import inspect
+import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     DDPMScheduler,
     FirstBlockCacheConfig,
     FlowMatchEulerDiscreteScheduler,
@@ -16,13 +20,21 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
 )
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
+import pared
 from pared import anatomy
 from pared.anatomy import presets
 from pared.errors import InputError
+from pared.method import attached_to
 from pared.runtime import Clock, held_bytes
+from pared.upscaling import image_to_image
+from tests.caching.pipelines import WAYS
+from tests.recipes.pipelines import pipeline
 
 
 def seeded(seed=0):
@@ -64,13 +76,15 @@ class Follower:
         self.undo = ExitStack()
         self.clock = Clock(target, self.undo, **settings)
         self.clock.on_call = self.write
-        self.runs = []
+        self.runs, self.told = [], []
 
     def write(self):
         clock = self.clock
         if clock.stats["runs"] > len(self.runs):
             self.runs.append([])
-            self.steps = clock.steps
+            self.told.append([])
+        self.steps = clock.steps
+        self.told[-1].append(clock.steps)
         # What a context keeps is of its own run, call and past: it tells what the clock mixes up.
         past = clock.kept.setdefault("past", [])
         assert all(entry[0] == len(self.runs) and entry[2] == clock.call for entry in past)
@@ -221,6 +235,227 @@ def test_two_pipelines_that_share_a_denoiser():
     assert seen.runs == [singles(3)] * 5
 
 
+# Of pipelines that share a denoiser -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["unet", "sd3", "flux"])
+def test_image_to_image_from_a_pipeline_begins_within_its_schedule(family, dtype):
+    pipe = pipeline(family).to(dtype)
+    pipe.set_progress_bar_config(disable=True)
+    refine = image_to_image(pipe)
+    seen = Follower(pipe)
+    size = {"height": 64, "width": 64}
+    (image,) = pipe("cat", **size, num_inference_steps=10).images
+    size = {} if family == "unet" else size
+    rounds = [10]
+    for steps in (10, 5):
+        refine("cat", image=image, strength=0.7, num_inference_steps=steps, **size)
+        rounds.append(int(steps * 0.7) if family == "unet" else steps - int(steps * 0.3))
+        assert not seen.clock.kept, "something is kept behind the last step"
+    pipe("cat", height=64, width=64, num_inference_steps=3)
+    assert seen.runs == [singles(steps) for steps in (*rounds, 3)]
+    assert seen.told == [[steps] * steps for steps in (*rounds, 3)]
+
+
+def unet(scheduler, model=None):
+    parts = ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+    pipe = StableDiffusionPipeline(
+        unet=model or presets.build("toy:unet", device="cpu"),
+        scheduler=scheduler,
+        **dict.fromkeys(parts),
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def run(steps, **more):
+        text = torch.randn(1, 4, 32, generator=seeded())
+        pipe(
+            prompt_embeds=text,
+            negative_prompt_embeds=torch.zeros_like(text),
+            num_inference_steps=steps,
+            height=64,
+            width=64,
+            output_type="latent",
+            **more,
+        )
+
+    return pipe, run
+
+
+def test_a_pipeline_with_another_scheduler_is_followed_without_a_schedule():
+    """That of the method's pipeline repeats nothing, and the other's timesteps are repeated."""
+    pipe, run = unet(DDIMScheduler(steps_offset=1, clip_sample=False))
+    _, other = unet(HeunDiscreteScheduler(steps_offset=1), pipe.unet)
+    _, again = unet(DDIMScheduler(steps_offset=1, clip_sample=False), pipe.unet)
+    seen = Follower(pipe)
+    other(4)  # the pipeline itself has never run: its scheduler shows all of its training
+    for first in (4, 7):  # seven entries are as many as Heun's
+        run(first)
+        other(4)
+    again(2)  # the timesteps of two steps are among those of four
+    run(4)
+    again(2)
+    assert seen.runs == [singles(steps) for steps in (7, 4, 7, 7, 7, 2, 4, 2)]
+    told = [None, 4, None, 7, None, None, 4, None]
+    assert seen.told == [[n] * len(run) for n, run in zip(told, seen.runs, strict=True)]
+    assert seen.clock.order == 1
+
+
+def test_rounds_are_of_two_kinds_only_where_the_schedule_says_so():
+    pipe, run = unet(HeunDiscreteScheduler(steps_offset=1))
+    _, other = unet(DDIMScheduler(steps_offset=1, clip_sample=False), pipe.unet)
+    clock, orders = Clock(pipe, ExitStack()), []
+    clock.on_call = lambda: orders.append(clock.order)
+    run(2)
+    other(2)
+    assert orders == [2, 2, 2, 1, 1]
+
+
+def test_a_schedule_that_is_not_followed_entry_by_entry_is_not_the_one_that_runs():
+    """FLUX tells another number than its scheduler has; all of its runs begin at the same."""
+    pipe = next(way for way in WAYS if way.name == "flux")
+    one = pipe.build()
+    other = FluxPipeline(**(one.components | {"scheduler": FlowMatchEulerDiscreteScheduler()}))
+    other.set_progress_bar_config(disable=True)
+    seen = Follower(one)
+    for run, steps in ((one, 4), (other, 2), (one, 4), (other, 3)):
+        pipe.paint(run, steps)
+    assert seen.runs == [singles(4), singles(2), singles(4), singles(3)]
+    assert seen.told == [[4] * 4, [4, None], [4] * 4, [4, None, None]]
+
+
+def test_a_run_of_another_schedule_below_where_one_broke_off():
+    pipe, run = unet(DDIMScheduler(steps_offset=1, clip_sample=False))
+    _, other = unet(DDIMScheduler(steps_offset=1, clip_sample=False), pipe.unet)
+    seen = Follower(pipe)
+
+    def interrupt(pipe, step, timestep, tensors):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(5, callback_on_step_end=interrupt)
+    other(2)
+    assert seen.runs == [singles(1), singles(2)]
+
+
+def test_a_schedule_whose_end_is_left_to_a_refiner():
+    way = next(way for way in WAYS if way.name == "sdxl")
+    pipe = way.build()
+    seen = Follower(pipe)
+    replace(way, call=way.call | {"denoising_end": 0.5}).paint(pipe, 6)
+    assert not seen.clock.kept
+    way.paint(pipe, 4)
+    assert seen.runs == [singles(3), singles(4)]
+    assert seen.told == [[3] * 3, [4] * 4]
+
+
+# Of a pipeline with two denoisers ---------------------------------------------------------------
+
+
+def wan(boundary=0.7):
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
+    torch.manual_seed(0)
+    pipe = WanPipeline(
+        **parts,
+        transformer=presets.build("toy:wan", device="cpu"),
+        transformer_2=presets.build("toy:wan", device="cpu"),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        boundary_ratio=boundary,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def film(pipe, steps=9):
+    text = torch.randn(1, 5, 64, generator=seeded())
+    return pipe(
+        prompt_embeds=text,
+        negative_prompt_embeds=torch.zeros_like(text),
+        num_inference_steps=steps,
+        num_frames=5,
+        height=64,
+        width=64,
+        guidance_scale=4.0,
+        generator=seeded(),
+        output_type="latent",
+    ).frames
+
+
+@pytest.mark.parametrize(
+    "spec", ["taylorseer:interval=2,warmup=1", "delta-dit:cached=1,boundary=0.5"]
+)
+def test_a_run_goes_through_both_denoisers(spec):
+    pipe, method = wan(), pared.parse(spec)
+    slug = method.info.slug
+    plain = film(pipe)
+    calls = []
+    for number, model in enumerate((pipe.transformer, pipe.transformer_2)):
+        model.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+    with pared.apply(pipe, method) as handle:
+        found = film(pipe)
+        stats = copy.deepcopy(handle.stats[slug])
+        switch = calls.index(1) // 2
+        assert 2 < switch < 7 and len(calls) == 18
+        assert torch.equal(film(pipe), found)
+        assert attached_to(pipe.transformer) == attached_to(pipe.transformer_2) == [method]
+    assert torch.equal(film(pipe), plain) and not torch.equal(found, plain)
+    assert (stats["runs"], stats["calls"]) == (1, 18)
+    # Steps are counted through, and the second denoiser has nothing of the first to reuse.
+    for path, parts in stats["by_site"].items():
+        family = anatomy.of(pipe.transformer)
+        block = next(b.index for b in family.blocks if path.startswith(b.path))
+        fresh = [step for step in range(9) if step in (0, switch)]
+        if slug == "taylorseer":
+            skipped = [step for step in range(9) if not method.full(step) and step not in fresh]
+        else:
+            runs = [method.run_at(step, len(family.blocks), 9) for step in range(9)]
+            odd = [step for step in range(9) if step % 2 and step not in fresh]
+            skipped = [step for step in odd if block in runs[step]]
+        spared = parts.get("forecast", 0) + parts.get("reused", 0)
+        assert spared == 2 * len(skipped), path
+        assert sum(parts.values()) == 18
+    for model in (pipe.transformer, pipe.transformer_2):
+        assert not attached_to(model) and not model._forward_hooks
+
+
+def test_one_clock_goes_on_where_the_other_stops():
+    pipe, seen, undo = wan(), [], ExitStack()
+    clocks = []
+    for model in pared.method.denoisers(pipe):
+        clock = Clock(pared.method.Stage(pipe, model, clocks), undo)
+        clock.on_call = lambda clock=clock: (
+            seen.append((clocks.index(clock), clock.step, clock.call, clock.steps, len(clock.kept)))
+            or clock.kept.update(x=torch.zeros(8))
+        )
+    film(pipe, 6)
+    first, second = clocks
+    assert first.stats is second.stats
+    assert first.stats["bytes"] == 2 * 32, "what the first denoiser kept was held beside"
+    assert [(step, call) for _, step, call, _, _ in seen] == [
+        (s, c) for s in range(6) for c in (0, 1)
+    ]
+    assert {steps for *_, steps, _ in seen} == {6}
+    switch = next(step for number, step, *_ in seen if number)
+    assert 0 < switch < 5
+    assert [step for _, step, _, _, kept in seen if not kept] == [0, 0, switch, switch]
+    assert not first.kept
+    undo.close()
+
+
+def test_a_clock_on_one_of_two_denoisers_is_refused():
+    with pytest.raises(InputError, match=r"WanPipeline has two denoisers; pared\.apply attaches"):
+        Clock(wan(), ExitStack())
+    pipe = wan()
+    pipe.transformer = None  # the second alone is a pipeline, too
+    assert pared.method.denoisers(pipe) == [pipe.transformer_2]
+
+
+# What is kept -----------------------------------------------------------------------------------
+
+
 def test_memory_is_dropped_behind_the_last_step():
     pipe = pixart()
     undo = ExitStack()
@@ -236,7 +471,7 @@ def test_memory_is_dropped_behind_the_last_step():
     paint(pipe, 2)
     assert found == [0, 1, 1, 0, 1]
     assert not clock.kept
-    assert clock.stats == {"runs": 2, "calls": 5, "bytes": 60}
+    assert clock.stats == {"runs": 2, "calls": 5, "bytes": 60, "by_site": {}}
     undo.close()
     paint(pipe, 2)
     assert clock.stats["calls"] == 5
@@ -378,6 +613,24 @@ def test_a_failed_call_begins_a_run(seen, call, model):
     assert seen.runs == [singles(2), singles(1)]
 
 
+def test_a_call_that_another_method_refuses_has_failed_for_all(model, call):
+    """Whichever hears of it first."""
+    followers = [Follower(model) for _ in range(2)]
+    for refusing in (0, 1):
+        clock = followers[refusing].clock
+        call(900)
+        own, clock.on_call = clock.on_call, fail
+        with pytest.raises(ZeroDivisionError):
+            call(500)
+        clock.on_call = own
+        call(400)
+    for follower in followers:
+        follower.undo.close()
+    # The first has seen the call that the second refused.
+    assert followers[0].runs == [singles(1), singles(1), singles(2), singles(1)]
+    assert followers[1].runs == [singles(1)] * 4
+
+
 @pytest.fixture
 def found(model):
     """What every call finds kept: the steps in which such a call was made before."""
@@ -411,6 +664,45 @@ def test_what_was_kept_under_other_settings_or_prompts_is_dropped(found, model):
     assert found == [[], [0], [], [2], [], [4]]
 
 
+@pytest.mark.parametrize(
+    ("toy", "name"),
+    [
+        ("sd3", "pooled_projections"),
+        ("sdxl", "added_cond_kwargs"),
+        ("sdxl", "cross_attention_kwargs"),
+        ("pixart", "encoder_attention_mask"),
+    ],
+)
+def test_what_else_says_what_to_paint_is_compared(toy, name):
+    """One change in mid-run, of this alone; an equal tensor of another run of the encoder isn't."""
+    model, undo = presets.build(f"toy:{toy}", device="cpu"), ExitStack()
+    clock, found = Clock(model, undo), []
+    clock.on_call = lambda: found.append(clock.kept.setdefault("step", clock.step))
+    family = anatomy.of(model)
+    example = family.example(1, 8, 8, text_tokens=4, generator=seeded())
+    calls = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    with torch.no_grad():
+        family.denoise(model, *example)
+        hook.remove()
+        names = list(inspect.signature(type(model).forward).parameters)[1:]
+        args, kwargs = calls[0]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        if name == "encoder_attention_mask":
+            given[name] = torch.ones(1, 4)
+        if name == "cross_attention_kwargs":
+            given[name] = {"ip_adapter_masks": [torch.ones(1, 1, 8, 8)]}
+        for step, change in enumerate((0, 0, 1, 1)):
+            value = tree_map_only(torch.Tensor, lambda x, by=change: x * (1 - by), given[name])
+            time = torch.full((1,), 900 - 100 * step)
+            model(**(given | {name: value, "timestep": time}))
+    undo.close()
+    # Behind the first call, which begins a run at a timestep of its own.
+    assert found[1:] == [0, 0, 2, 2]
+
+
 def test_settings_are_compared_with_those_of_the_same_call(found, model):
     """Two calls of a step may differ in their settings, as those of skip-layer guidance do."""
     x, label = torch.randn(1, 4, 8, 8), torch.zeros(1, dtype=torch.long)
@@ -430,6 +722,30 @@ def test_kept_bytes_are_those_that_cannot_be_freed():
     kept = {"view": whole[:1], "same": (whole, [whole.T]), "more": {"other": torch.zeros(3)}}
     assert held_bytes(kept) == 4 * (8 * 4 + 3)
     assert held_bytes({"none": None, "step": 3}) == 0
+
+
+def test_bytes_of_threads_add_up(model):
+    undo = ExitStack()
+    clock, together = Clock(model, undo), threading.Barrier(2, timeout=30)
+    clock.on_call = lambda: clock.kept.update(x=torch.zeros(10))
+    inputs = torch.randn(1, 4, 8, 8), torch.zeros(1, dtype=torch.long)
+
+    def work():
+        for time in (900, 500):
+            together.wait()
+            model(inputs[0], torch.full((1,), time), class_labels=inputs[1])
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert clock.stats["bytes"] == 2 * 40
+    # What ended threads kept is gone, and isn't counted any more.
+    clock.on_call = lambda: clock.kept.update(x=torch.zeros(15))
+    model(inputs[0], torch.full((1,), 900), class_labels=inputs[1])
+    assert clock.stats["bytes"] == 2 * 40
+    undo.close()
 
 
 # Copies and refusals ----------------------------------------------------------------------------

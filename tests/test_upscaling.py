@@ -33,6 +33,18 @@ def test_a_converted_model_refines_too():
     assert images[0].size == (128, 128)
 
 
+@pytest.mark.parametrize("family", ["unet", "sd3", "flux"])
+def test_what_is_placed_by_the_number_of_steps_fits_the_refining_too(family):
+    """HURRY reuses in the last half of each run: of 10 steps, and of the 7 that are refined."""
+    pipe = pipeline(family)
+    pipe.set_progress_bar_config(disable=True)
+    with pared.apply(pipe, pared.parse("attention-map-reuse:reuse=hurry")) as handle:
+        coarse_to_fine(pipe, "cat", (1.5,), num_inference_steps=10, height=64, width=64)
+    stats = handle.stats["attention-map-reuse"]
+    assert (stats["runs"], stats["calls"]) == (2, 17)
+    assert stats["reused"] == stats["sites"] * (5 + 3)
+
+
 def test_little_noise_keeps_the_picture():
     pipe = pipeline("sd3")
     pipe.set_progress_bar_config(disable=True)

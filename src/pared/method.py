@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -195,31 +195,60 @@ def convert(target: Any, *methods: Conversion) -> Any:
     return target
 
 
-def apply(pipeline: Any, *methods: RuntimeMethod) -> Handle:
+def apply(
+    pipeline: Any,
+    *methods: RuntimeMethod,
+    offload: Literal["cpu"] | None = None,
+    budget: int | str | None = None,
+    dtype: str | None = None,
+) -> Handle:
     """Attach run-time methods to a pipeline or a denoiser.
+
+    Args:
+        pipeline: of diffusers, or a denoiser; a method goes on both denoisers where there are two.
+        methods: to attach.
+        offload: "cpu" keeps what the methods reuse in main memory, or as much of it as the budget
+            leaves no room for; it's back on the device while it's needed.
+        budget: bytes that all of them may keep on the device, as a number or a text such as "2GB".
+            A run that needs more, and may not offload, is ended by an error and not slowed down.
+        dtype: to keep in what has a finer type: "float16", "bfloat16" or "float32".
 
     Returns:
         A handle; used as a context it takes the methods off at the end.
 
     Raises:
         InputError: a method matches nothing, or two methods (those included that the model was
-            converted with or has attached) want the same site; nothing is attached then.
+            converted with or has attached) want the same site, or one keeps what it reuses in a
+            way of its own, which nothing here reaches; nothing is attached then.
     """
-    model = anatomy.unwrap(denoiser(pipeline))
+    from pared.keeping import keeping  # imports torch, which a list of methods needn't wait for
+
+    how, models = keeping(offload, budget, dtype), denoisers(pipeline)
     for method in methods:
         if isinstance(method, Conversion):
             raise InputError(
                 f"{method.info.slug} changes weights: use pared.convert, not pared.apply."
             )
-    before = [*stack_of(model), *attached_to(model)]
-    check_claims(anatomy.of(model), [*before, *methods], len(before))
-    stats = {}
-    with ExitStack() as stack:
+    for model in models:
+        before = [*stack_of(model), *attached_to(model)]
+        check_claims(anatomy.of(model), [*before, *methods], len(before))
+    stats: dict[str, Any] = {}
+    with ExitStack() as stack, how.at_work() if how else nullcontext():
         for method in methods:
-            handle = stack.enter_context(method.attach(pipeline))
-            stats[method.info.slug] = handle.stats
-            cast(Any, model).pared_attached = [*attached_to(model), method]
-            stack.callback(_detach, model, method)
+            clocks: list[Any] = []
+            asked = how.clocks if how else 0
+            for model in models:
+                target = pipeline if len(models) == 1 else Stage(pipeline, model, clocks)
+                handle = stack.enter_context(method.attach(target))
+                stats.setdefault(method.info.slug, handle.stats)
+                bare: Any = anatomy.unwrap(model)
+                bare.pared_attached = [*attached_to(bare), method]
+                stack.callback(_detach, bare, method)
+            if how and how.clocks == asked:
+                raise InputError(
+                    f"{method.info.slug} keeps what it reuses in a way of its own, which offload, "
+                    "budget and dtype don't reach; leave them out."
+                )
         return Handle(stack.pop_all(), tuple(methods), stats)
 
 
@@ -275,9 +304,39 @@ def _detach(model: nn.Module, method: RuntimeMethod) -> None:
     cast(Any, model).pared_attached = left
 
 
+class Stage:
+    """A pipeline that has two denoisers, as a method sees it that knows of one.
+
+    Wan 2.2 begins a run with its `transformer` and ends it with its `transformer_2`.
+
+    Args:
+        pipeline: of diffusers.
+        model: one of its denoisers.
+        clocks: of one method, in the order of the denoisers that they are on.
+    """
+
+    def __init__(self, pipeline: Any, model: nn.Module, clocks: list[Any]) -> None:
+        self.pipeline, self.transformer, self.clocks = pipeline, model, clocks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pipeline, name)
+
+
+def denoisers(target: Any) -> list[nn.Module]:
+    """All denoisers of a pipeline, in the order in which a run goes through them."""
+    first = denoiser(target)
+    if target is first or isinstance(target, Stage):
+        return [first]
+    second = getattr(target, "transformer_2", None)
+    return [first] if second is None or second is first else [first, second]
+
+
 def denoiser(target: Any) -> nn.Module:
-    """The denoiser of a pipeline (`transformer` or `unet`), or the model itself."""
-    for name in ("transformer", "unet"):
+    """The denoiser of a pipeline (`transformer` or `unet`), or the model itself.
+
+    Of two, the one that begins.
+    """
+    for name in ("transformer", "transformer_2", "unet"):
         if (model := getattr(target, name, None)) is not None and hasattr(target, "components"):
             return cast("nn.Module", model)
     if hasattr(target, "components"):

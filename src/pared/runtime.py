@@ -18,20 +18,34 @@ of the running step, in its timestep, its latents, and the shapes, types and dev
 | first of all, or after a call that failed                      | run                           |
 | with new `scheduler.timesteps` (every call of a pipeline)      | run                           |
 | at a higher timestep                                           | run                           |
+| with a timestep of another schedule, after entries of this one | run                           |
 | at a lower timestep                                            | step                          |
+| with the same entry of `scheduler.timesteps`                   | call                          |
+| with another entry that is the same number (Heun, PNDM)        | step                          |
 | at the same timestep, with the same latents                    | call                          |
 | at the same timestep, with other latents: does the schedule    | step                          |
-| repeat timesteps (Heun, PNDM)?                                 |                               |
+| repeat timesteps?                                              |                               |
 | if not, or with other shapes (skip-layer guidance)             | call                          |
 
-A bare denoiser has no schedule to ask. There other shapes begin a run, at the same timestep a mere
-repetition of the first call does, and so do other latents in a run's first step, which Heun doesn't
-repeat; later on they begin a step. Two things can't be told without a pipeline: a run that begins
-below the timestep where another broke off (between two calls), and guidance in turn on *different*
-latents from a scheduler of second order. Apply the method to the pipeline where that matters, or
-apply it anew for each run. A method on a pipeline takes its schedule at its word, so whoever calls
-that pipeline's denoiser by hand, at one timestep all the time, makes calls of one step, each with a
-memory of its own.
+The schedule is that of the pipeline that the method was attached to, and it counts as long as it
+is the one that runs. Where a pipeline hands on the entries of `scheduler.timesteps`, they are known
+as such; where it calculates with them first, what it tells must fit the entries one after the
+other. So the steps of a run are the entries from its first timestep on, also where another pipeline
+uses the same scheduler and begins later (image-to-image, made by `from_pipe`). Stable Diffusion
+XL's `denoising_end` is taken off where the method's own pipeline was told it last.
+
+A bare denoiser has no schedule to ask, nor has one that a pipeline with another scheduler calls:
+then nobody knows how many steps there are. There other shapes begin a run, at the same timestep a
+mere repetition of the first call does, and so do other latents in a run's first step, which Heun
+doesn't repeat; later on they begin a step. Two things can't be told without a schedule: a run that
+begins below the timestep where another broke off (between two calls), and guidance in turn on
+*different* latents from a scheduler of second order. Apply the method to the pipeline where that
+matters, or apply it anew for each run. A method on a pipeline takes its schedule at its word, so
+whoever calls that pipeline's denoiser by hand, at one timestep all the time, makes calls of one
+step, each with a memory of its own.
+
+Wan 2.2 ends its runs with a second denoiser. One run goes through both: its steps are counted on,
+and what was kept of the first is dropped, since the second has other weights.
 
 What a method keeps is kept for each call of a step apart: the first, the second and so on, each for
 tensors of its own shapes, so that prompt and negative prompt never mix. It begins empty in every
@@ -40,13 +54,15 @@ run, and is dropped
 - behind the last step, where the number of steps is known;
 - when a step had no such call (guidance that pauses, or a batch that shrinks when guidance ends):
   it would be older than the method believes;
-- when such a call comes with other settings than in the step before, with other prompts, were it
-  only in another order, or with other adapters of peft, or these at another scale.
+- when such a call comes with other settings than in the step before, with other prompts or
+  whatever else says what to paint, were it only in another order, or with other adapters of peft,
+  or these at another scale.
 
 A call that finds nothing kept must compute everything; then a second run equals one in a fresh
 process. Where two pipelines share a denoiser, what is applied to one works in both, and each run of
 either begins afresh, since it begins at a high timestep. Threads that call one denoiser at the same
-time have hands and memories of their own, and count into the same `stats`.
+time have hands and memories of their own, and count into the same `stats`. `pared.keeping` says
+where what is kept lies.
 
 A method decides once for each call, in `on_call`, outside of what torch.compile compiles; the sites
 read the decision from `plan`. So a compiled model has one graph for every plan, not for every step.
@@ -67,70 +83,29 @@ A deep copy of a model carries its run-time methods along, with a clock of its o
 afresh and belongs to no pipeline. The handle takes them off the original alone.
 """
 
-import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import MethodType
 from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from pared import anatomy
 from pared.anatomy.base import part_of
+from pared.detours import Around, Detour, detour
 from pared.errors import InputError
-from pared.method import denoiser
+from pared.keeping import Store, at_work, bytes_apart, held_bytes
+from pared.method import Stage, denoiser, denoisers
+from pared.reading import Reading, Schedule, Shapes, equal, read
 
-# Shape, type and device of every tensor of a call.
-Shapes = tuple[tuple[torch.Size, torch.dtype, torch.device], ...]
+__all__ = ["Around", "Clock", "Detour", "Leaves", "Reading", "detour", "held_bytes"]
 
 # What a method leaves to the others of a call: what they kept and keep; what they keep; nothing.
 Leaves = Literal["all", "fresh", "nothing"]
-
-# Arguments of denoisers that say what to paint.
-CONDITION = ("encoder_hidden_states", "class_labels")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the clock reads from one call of the denoiser.
-
-    Attributes:
-        time: the timestep, falling; the largest where tokens or samples have their own.
-        rounding: the type in which the timestep came.
-        latents: the denoiser's first argument.
-        tensors: all arguments that are tensors.
-        shapes: of all tensors among the arguments, in dictionaries and tuples too.
-        settings: numbers, texts and truths among the arguments, in dictionaries too, and which
-            adapters are at work.
-        condition: the arguments that say what to paint.
-        schedule: the pipeline's timesteps, or None where there is no pipeline.
-    """
-
-    time: float
-    rounding: torch.dtype
-    latents: Tensor
-    tensors: tuple[Tensor, ...]
-    shapes: Shapes
-    settings: tuple[Any, ...]
-    condition: tuple[Tensor, ...]
-    schedule: Tensor | None
-
-    def continues(self, before: "Reading") -> bool:
-        """Whether what the step before kept is of use: the same settings, prompts and classes."""
-        return self.settings == before.settings and _equal(self.condition, before.condition)
-
-    def repeats(self) -> bool:
-        """Whether some step of the schedule has the timestep of the one before."""
-        if self.schedule is None:
-            return False
-        # Half precision makes neighbours equal that weren't.
-        rounded = self.schedule.to(self.rounding)
-        return bool((rounded[1:] == rounded[:-1]).any())
 
 
 @dataclass
@@ -148,27 +123,39 @@ class Context:
     kept: dict[Any, Any] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class Hands:
     """Where the run of one thread is."""
 
     steps: int | None
+    model: nn.Module | None = None  # that the running call is one of
+    timesteps: Tensor | None = None  # of the pipeline's scheduler, whoever runs
+    schedule: Schedule | None = None  # the same, where it is what runs
+    place: int = 0  # of the running step in it
     step: int = 0
     call: int = 0
     plan: Any = None
     kept: dict[Any, Any] = field(default_factory=dict)
+    done: dict[str, str] = field(default_factory=dict)
+    passing: dict[Any, Any] = field(default_factory=dict)
     leaves: Leaves = "all"
     left: Leaves = "all"  # by another method
     memory: dict[tuple[int, Shapes], Context] = field(default_factory=dict)
-    first: Reading | None = None  # the first call of the running step
+    before: Reading | None = None  # the first call of the step that ran up to this call
+    first: Reading | None = None  # of the running step; None within a call
     next: Reading | None = None  # the same, as soon as the running call has succeeded
+
+    def let_go(self) -> None:
+        """Begin a call; one that fails, be it in another method's part, leaves it so."""
+        self.before, self.first = self.first, None
+        self.done, self.passing = {}, {}
 
 
 class Clock:
     """Tells a method the time of a run, and keeps what it reuses.
 
     Args:
-        target: a pipeline, or a bare denoiser.
+        target: a pipeline, or a bare denoiser; of a pipeline with two, a stage for each.
         undo: gets what stops the clock.
         steps: of a run, for a bare denoiser; a pipeline knows its own, unless told otherwise.
         leads: whether the method computes parts of a call, and sets `leaves`; one of a model can.
@@ -176,16 +163,23 @@ class Clock:
     Attributes:
         on_call: called before each call of the denoiser, when the clock shows its time; what it
             returns is the `plan` of the call.
-        stats: "runs" and "calls" so far, and "bytes", the most that was kept at a time; methods
-            add what they count.
+        stats: "runs" and "calls" so far, and "bytes", the most that was kept on the device at a
+            time, by all threads together; with offloading also "offloaded", the most that was
+            kept in main memory. Methods add what they count.
 
     Raises:
-        InputError: the denoiser takes no timestep, or has a cache of another library already.
+        InputError: the denoiser takes no timestep, or has a cache of another library already; or
+            the pipeline has two denoisers.
     """
 
     def __init__(
         self, target: Any, undo: ExitStack, steps: int | None = None, leads: bool = False
     ) -> None:
+        if len(denoisers(target)) > 1:
+            raise InputError(
+                f"this {type(target).__name__} has two denoisers; pared.apply attaches a method to "
+                "both, its attach to one alone."
+            )
         model = anatomy.unwrap(denoiser(target))
         # The class's own forward: offloading puts one without names over it.
         self._names = list(inspect.signature(type(model).forward).parameters)[1:]
@@ -196,13 +190,18 @@ class Clock:
             )
         self._model, self._parts = model, dict(_parts(model))
         self._require_untouched()
-        # Timesteps that the model counts upwards are taken as negative ones.
-        self._sign = -1 if getattr(anatomy.of(model), "rising", False) else 1
         self._pipeline = None if target is denoiser(target) else target
+        self._rising = getattr(anatomy.of(model), "rising", False)
+        self._known: Schedule | None = None
         self._given_steps = steps
         self.on_call: Callable[[], Any] | None = None
         self.stats: dict[str, Any] = {"runs": 0, "calls": 0, "bytes": 0}
-        self._threads, self._lock = threading.local(), threading.Lock()
+        self._keeping = at_work()
+        if self._keeping is not None and self._keeping.offload:
+            self.stats["offloaded"] = 0
+        self._start()
+        if isinstance(target, Stage):
+            self._join(target)
         if leads:
             cast(Any, model).pared_leader = self
             undo.callback(delattr, model, "pared_leader")
@@ -210,6 +209,22 @@ class Clock:
         begin = model.register_forward_pre_hook(self._begin, prepend=leads, with_kwargs=True)
         undo.callback(begin.remove)
         undo.callback(model.register_forward_hook(self._end).remove)
+
+    def _start(self) -> None:
+        """Begin without a run."""
+        self._threads, self._lock = threading.local(), threading.Lock()
+        self._heard = threading.local()
+        self._held: WeakKeyDictionary[Hands, tuple[int, int]] = WeakKeyDictionary()
+
+    def _join(self, stage: Stage) -> None:
+        """Go on with the runs of the clock on the pipeline's first denoiser, where this isn't it.
+
+        A method has one clock on each.
+        """
+        first = stage.clocks[0] if stage.clocks else self
+        stage.clocks.append(self)
+        self._threads, self._lock, self._held = first._threads, first._lock, first._held
+        self.stats = first.stats
 
     @property
     def _hands(self) -> Hands:
@@ -231,6 +246,17 @@ class Clock:
     def steps(self) -> int | None:
         """Steps of the run, or None where nobody knows."""
         return self._hands.steps
+
+    @property
+    def order(self) -> int:
+        """Rounds that the scheduler makes of what its users call a step: 2 of second order (Heun).
+
+        Of which kind a round is goes round and round: predictor, corrector, predictor, ... A bare
+        denoiser's are all alike, and so are those of a schedule that isn't the pipeline's.
+        """
+        if self._hands.schedule is None:
+            return 1
+        return getattr(self._pipeline.scheduler, "order", 1)
 
     @property
     def reading(self) -> Reading:
@@ -260,9 +286,25 @@ class Clock:
         """What the method kept for this call of a step, under keys of its own choice.
 
         Empty in the run's first step. Tensors in it, in tuples, lists or dictionaries too, are
-        counted.
+        counted. Where `pared.apply` was told how to keep, it is a `pared.keeping.Store`: change
+        what you get from it, and you must put it back.
         """
         return self._hands.kept
+
+    @property
+    def passing(self) -> dict[Any, Any]:
+        """What one part of the running call tells another; gone behind it, and never put away."""
+        return self._hands.passing
+
+    @property
+    def done(self) -> dict[str, str]:
+        """What the sites did at the running call: "computed", "reused" or "forecast", by path.
+
+        A site writes it where it runs, be that within what torch.compile compiles, and it is
+        counted in `stats` when the call has succeeded. So a site isn't counted at calls that never
+        come to it, since another method passed by the block that it is in.
+        """
+        return self._hands.done
 
     def count(self, what: str, sites: Iterable[str]) -> None:
         """Count one call of each site in `stats`, all together and by site.
@@ -271,9 +313,12 @@ class Clock:
             what: "computed", "reused" or "forecast".
             sites: dotted paths.
         """
+        self._count(dict.fromkeys(sites, what))
+
+    def _count(self, done: dict[str, str]) -> None:
         with self._lock:
             by_site = self.stats.setdefault("by_site", {})
-            for site in sites:
+            for site, what in done.items():
                 counts = by_site.setdefault(site, {})
                 counts[what] = counts.get(what, 0) + 1
                 self.stats[what] = self.stats.get(what, 0) + 1
@@ -281,18 +326,20 @@ class Clock:
     @torch.compiler.disable
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """The hook before a call: move the hands."""
-        hands = self._hands
-        now, first = self._read(args, kwargs), hands.first
-        hands.first = None  # a call that fails leaves it so
-        begins = self._begins(now, first)
+        hands, schedule = self._hands, self._schedule()
+        now, first = self._reading(args, kwargs), hands.before
+        begins = self._begins(now, first, schedule)
         hands.next = first if begins == "call" else now
-        if begins == "run":
+        if begins == "run" or hands.model is not self._model:
             self._require_untouched()
-            hands.memory = {}
-            hands.step, hands.call, hands.steps = 0, 0, self._steps(now.schedule)
+            hands.memory, hands.model = {}, self._model
+        if begins == "run":
+            hands.step, hands.call = 0, 0
+            self._enter(now, schedule)
         elif begins == "step":
             hands.memory = {k: c for k, c in hands.memory.items() if c.step == hands.step}
             hands.step, hands.call = hands.step + 1, 0
+            self._advance(now)
         else:
             hands.call += 1
         with self._lock:
@@ -302,7 +349,7 @@ class Clock:
         hands.left = "all" if leader is self else leader.leaves
         context = hands.memory.get((hands.call, now.shapes))
         if context is None or hands.left != "all" or not now.continues(context.reading):
-            context = Context(now)
+            context = Context(now, kept={} if self._keeping is None else Store(self._keeping))
         context.reading, context.step = now, hands.step
         hands.memory[hands.call, now.shapes], hands.kept = context, context.kept
         if self.on_call is not None:
@@ -312,41 +359,51 @@ class Clock:
     def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
         """The hook behind a call that has succeeded."""
         hands = self._hands
-        hands.first = hands.next
-        held = held_bytes([context.kept for context in hands.memory.values()])
-        with self._lock:
-            self.stats["bytes"] = max(self.stats["bytes"], held)
+        hands.first, hands.passing = hands.next, {}
+        self._count(hands.done)
+        self._weigh(hands)
         over = hands.steps is not None and hands.step == hands.steps - 1
         if over or hands.left == "nothing":
             hands.kept.clear()
+            self._weigh(hands)
 
-    def _read(self, args: tuple, kwargs: dict[str, Any]) -> Reading:
-        given = dict(zip(self._names, args, strict=False)) | kwargs
-        time = torch.as_tensor(given["timestep"])
-        scheduler = getattr(self._pipeline, "scheduler", None)
-        return Reading(
-            float((self._sign * time).max()),
-            time.dtype,
-            given[self._names[0]],
-            tuple(filter(_is_tensor, given.values())),
-            tuple((x.shape, x.dtype, x.device) for x in filter(_is_tensor, tree_leaves(given))),
-            (*_settings({k: v for k, v in given.items() if k != "timestep"}), *self._adapters()),
-            tuple(given[name] for name in CONDITION if isinstance(given.get(name), Tensor)),
-            getattr(scheduler, "timesteps", None),
-        )
+    def _weigh(self, hands: Hands) -> None:
+        """Note what this thread keeps now, and the most that all keep."""
+        held = bytes_apart([context.kept for context in hands.memory.values()])
+        with self._lock:
+            self._held[hands] = held
+            here, away = (sum(parts) for parts in zip(*self._held.values(), strict=True))
+            self.stats["bytes"] = max(self.stats["bytes"], here)
+            if "offloaded" in self.stats:
+                self.stats["offloaded"] = max(self.stats["offloaded"], away)
 
-    def _adapters(self) -> Iterator[Any]:
-        """What peft has in the model, which of it is at work, and how strongly."""
-        # Whoever puts adapters in leaves their configuration on the model.
-        if not getattr(self._model, "peft_config", None):
-            return
-        from peft.tuners.tuners_utils import BaseTunerLayer
+    def _clocks(self) -> list["Clock"]:
+        """All on this denoiser, in the order in which they hear of a call."""
+        hooks = self._model._forward_pre_hooks.values()
+        heard = (getattr(hook, "__self__", None) for hook in hooks)
+        return [each for each in heard if isinstance(each, Clock)]
 
-        for layer in self._model.modules():
-            if isinstance(layer, BaseTunerLayer):
-                scales = getattr(layer, "scaling", {})
-                yield layer.disable_adapters, *layer.active_adapters, *layer.merged_adapters
-                yield tuple(scales.items())
+    def _reading(self, args: tuple, kwargs: dict[str, Any]) -> Reading:
+        """Of the running call; the first clock that hears of it reads for all."""
+        clocks = self._clocks()
+        if clocks[0] is self:
+            for clock in clocks:
+                clock._hands.let_go()
+            given = dict(zip(self._names, args, strict=False)) | kwargs
+            schedules = (clock._schedule() for clock in clocks)
+            known = [schedule for schedule in schedules if schedule is not None]
+            self._heard.reading = read(self._model, self._names[0], given, known, self._rising)
+        return clocks[0]._heard.reading
+
+    def _schedule(self) -> Schedule | None:
+        """What the pipeline's scheduler was last set to, whether that is what runs or not."""
+        timesteps = getattr(getattr(self._pipeline, "scheduler", None), "timesteps", None)
+        if not isinstance(timesteps, Tensor) or timesteps.ndim != 1 or not len(timesteps):
+            return None
+        known = self._known
+        if known is None or known.timesteps is not timesteps:
+            known = self._known = Schedule(timesteps, cast(Any, anatomy.of(self._model)))
+        return known
 
     def _require_untouched(self) -> None:
         """Refuse a model where what a method does would no longer be what it counts."""
@@ -365,34 +422,76 @@ class Clock:
                     "it (an adapter came or went, say); take the method off and attach it again."
                 )
 
-    def _begins(self, now: Reading, first: Reading | None) -> Literal["run", "step", "call"]:
+    def _begins(
+        self, now: Reading, first: Reading | None, known: Schedule | None
+    ) -> Literal["run", "step", "call"]:
         """The table of the module's docstring."""
-        if first is None or now.schedule is not first.schedule or now.time > first.time:
+        hands = self._hands
+        if first is None or now.time > first.time:
             return "run"
-        alike, bare = now.shapes == first.shapes, now.schedule is None
+        if hands.timesteps is not (None if known is None else known.timesteps):
+            return "run"
+        alike, schedule = now.shapes == first.shapes, hands.schedule
+        if schedule is not None and (before := schedule.place(first.timestep)) is not None:
+            if schedule.rivals(now.timestep):
+                return "run"
+            place = schedule.place(now.timestep)
+            if place is not None and now.time == first.time:
+                return "call" if place == before else "step"
         if now.time < first.time:
-            return "run" if bare and not alike else "step"
-        if alike and _equal([now.latents], [first.latents]):
-            return "run" if bare and _equal(now.tensors, first.tensors) else "call"
-        if bare:
-            return "step" if alike and self._hands.step > 0 else "run"
-        return "step" if alike and now.repeats() else "call"
+            return "run" if schedule is None and not alike else "step"
+        if alike and equal([now.latents], [first.latents]):
+            return "run" if schedule is None and now.repeats(first) else "call"
+        if schedule is None:
+            return "step" if alike and hands.step > 0 else "run"
+        return "step" if alike and schedule.repeats(now.rounding) else "call"
 
-    def _steps(self, schedule: Tensor | None) -> int | None:
+    def _enter(self, now: Reading, known: Schedule | None) -> None:
+        """Find out where in the schedule a run begins, and whether it's the one that runs."""
+        hands, place = self._hands, None
+        hands.timesteps = None if known is None else known.timesteps
+        if known is not None:
+            place = known.place(now.timestep)
+            scheduler = self._pipeline.scheduler
+            # A scheduler that nobody has set shows all timesteps of its training.
+            was_set = getattr(scheduler, "num_inference_steps", None) is not None
+            if place is None and was_set and not known.rivals(now.timestep):
+                likely = getattr(scheduler, "begin_index", None)
+                place = known.nearest(now.time, now.rounding, likely)
+        hands.schedule, hands.place = (None, 0) if place is None else (known, place)
+        hands.steps = self._steps(hands)
+
+    def _advance(self, now: Reading) -> None:
+        """Follow the schedule to the entry of a new step; one that it doesn't have isn't its."""
+        hands, schedule = self._hands, self._hands.schedule
+        if schedule is None:
+            return
+        place = schedule.place(now.timestep)
+        if place is None and schedule.fits(hands.place + 1, now.time, now.rounding):
+            place = hands.place + 1
+        if place is None:
+            hands.schedule, hands.steps = None, self._given_steps
+        else:
+            hands.place = place
+
+    def _steps(self, hands: Hands) -> int | None:
         """Steps of the run that begins."""
-        if self._given_steps is not None or schedule is None:
+        if self._given_steps is not None or hands.schedule is None:
             return self._given_steps
-        # Pipelines that start from a picture count how much of the schedule they use.
-        used = getattr(self._pipeline, "num_timesteps", None)
-        return len(schedule) if used is None else min(used, len(schedule))
+        left = len(hands.schedule) - hands.place
+        if getattr(self._pipeline, "denoising_end", None):
+            return min(left, self._pipeline.num_timesteps)
+        return left
 
     def __getstate__(self) -> dict[str, Any]:
         # For copies: their denoiser isn't that of the pipeline, and nothing has run on it yet.
-        own = {k: v for k, v in self.__dict__.items() if k not in ("_threads", "_lock")}
-        return own | {"_pipeline": None}
+        of_run = ("_threads", "_lock", "_heard", "_held")
+        own = {name: value for name, value in vars(self).items() if name not in of_run}
+        return own | {"_pipeline": None, "_known": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _threads=threading.local(), _lock=threading.Lock())
+        vars(self).update(state)
+        self._start()
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -401,116 +500,3 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     paths = [block.path for block in family.blocks] + [site.path for site in family.sites()]
     paths += [path for branch in family.branches for path in (branch.path, *branch.feeds)]
     yield from ((path, model.get_submodule(path)) for path in paths)
-
-
-def _is_tensor(given: Any) -> bool:
-    return isinstance(given, Tensor)
-
-
-def _settings(given: Any) -> Iterable[Any]:
-    """The numbers, texts and truths in nested dictionaries, lists and tuples, in order."""
-    if isinstance(given, dict):
-        for name, value in given.items():
-            yield from ((name, found) for found in _settings(value))
-    elif isinstance(given, (list, tuple)):
-        for value in given:
-            yield from _settings(value)
-    elif isinstance(given, (bool, int, float, str)):
-        yield given
-
-
-def _equal(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
-    return all(a is b or torch.equal(a, b) for a, b in zip(some, others, strict=True))
-
-
-def held_bytes(kept: Any) -> int:
-    """Bytes that all tensors in nested dictionaries, lists and tuples keep from being freed.
-
-    A view holds all of what it is a view of; what several share counts once.
-    """
-    stores = [x.untyped_storage() for x in filter(_is_tensor, tree_leaves(kept))]
-    # By identity, since on the meta device all addresses are zero.
-    return sum({store._cdata: store.nbytes() for store in stores}.values())
-
-
-# Detours ------------------------------------------------------------------------------------------
-
-# What runs in a module's place: its own forward, then the call's arguments.
-Around = Callable[..., Any]
-
-
-class Detour:
-    """The forward of a module while a run-time method goes around it.
-
-    An object and not a closure, so that a deep copy of the module goes around its own forward.
-    """
-
-    # No dictionary: others would copy its entries onto what they wrap around a detour.
-    __slots__ = ("__weakref__", "around", "own")
-
-    def __init__(self, own: Callable[..., Any], around: Around) -> None:
-        self.own = own
-        self.around: Around | None = around
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.around is None:
-            return self.own(*args, **kwargs)
-        return self.around(self.own, *args, **kwargs)
-
-
-def detour(module: nn.Module, around: Around, undo: ExitStack) -> None:
-    """Call `around(own forward, *args, **kwargs)` in the place of a module's forward.
-
-    Detours of one module nest, the latest outermost, and can be taken off in any order. They go
-    inside of the hooks of accelerate and diffusers that move weights and inputs between devices,
-    whichever was there first, and so stay when those are taken off or put on anew. Under any other
-    wrapper a detour that was taken off stays as a mere passage.
-
-    Args:
-        module: what to go around.
-        around: gets the forward as it was before; an object or a method of one, so that a copy of
-            the module has a copy of it.
-        undo: gets what takes the detour off.
-    """
-    holder, name = _innermost(module)
-    ours = Detour(getattr(holder, name), around)
-    setattr(holder, name, ours)
-
-    def remove() -> None:
-        ours.around = None
-        for holder, name in _places(module):
-            _close_up(holder, name)
-
-    undo.callback(remove)
-
-
-def _places(module: nn.Module) -> Iterator[tuple[Any, str]]:
-    """Where the forward of a module is held: by itself, or by hooks that were put over it."""
-    yield module, "forward"
-    yield module, "_old_forward"  # accelerate
-    registry = getattr(module, "_diffusers_hook", None)
-    for hook in getattr(registry, "_fn_refs", ()):
-        yield from ((hook, "original_forward"), (hook, "forward"))
-
-
-def _innermost(module: nn.Module) -> tuple[Any, str]:
-    """The place whose forward is no hook's."""
-    for holder, name in _places(module):
-        held = getattr(holder, name, None)
-        if held is not None and not isinstance(held, functools.partial):
-            return holder, name
-    return module, "forward"
-
-
-def _close_up(holder: Any, name: str) -> None:
-    """Take out the outermost detours of a place that nobody needs any more."""
-    held = vars(holder).get(name)
-    if not isinstance(held, Detour):
-        return
-    while isinstance(held, Detour) and held.around is None:
-        held = held.own
-    own = isinstance(holder, nn.Module) and MethodType(type(holder).forward, holder)
-    if name == "forward" and held == own:
-        del holder.forward
-    else:
-        setattr(holder, name, held)

@@ -496,9 +496,16 @@ def test_flux_reads_the_grid_of_pipeline_calls():
 def test_flux_refuses_a_grid_with_reference_images():
     reference = flux.image_ids(3, 4)
     reference[:, 0] = 1
-    ids = torch.cat([flux.image_ids(3, 4), reference])
-    with pytest.raises(InputError, match=r"24 image tokens .* don't form one grid"):
-        flux.PackedGrid()(nn.Identity(), (), {"img_ids": ids})
+    plain, grid = flux.image_ids(3, 4), flux.PackedGrid()
+    for ids, readable in ((plain, True), (torch.cat([plain, reference]), False), (plain, True)):
+        # Nobody may want to know: a method that was taken off leaves its grid behind.
+        grid(nn.Identity(), (), {"img_ids": ids})
+        if readable:
+            assert grid.tokens == 12
+            continue
+        for ask in (grid.require, lambda: grid.width, lambda: grid.streams(30)):
+            with pytest.raises(InputError, match=r"24 image tokens .* don't form one grid"):
+                ask()
 
 
 # Video --------------------------------------------------------------------------------------------

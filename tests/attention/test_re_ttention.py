@@ -77,6 +77,11 @@ def test_a_run_of_a_pipeline(pipe):
         "sites": 2,
         "full_steps": 16,
         "sparse_steps": 24,
+        "computed": 2 * 16,
+        "reused": 2 * 24,
+        "by_site": {
+            f"transformer_blocks.{n}.attn1": {"computed": 16, "reused": 24} for n in (0, 1)
+        },
     }
 
 

@@ -1,16 +1,23 @@
 """The best way to run a pipeline under a budget: rounds, budgets, plans."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import pared
+from pared.bench import fidelity, grid
 from pared.bench import fit as fitting
-from pared.bench import grid
-from pared.bench.fit import Budget, Trial, read_plan
+from pared.bench.fit import Budget, Plan, Trial, read_plan
+from pared.bench.subjects import PROMPTS
 from pared.errors import InputError
 from pared.worlds import house
+from tests.caching.pipelines import WAYS
+from tests.cli import toy_pipeline
+
+# The first way of each family stands for it.
+WAY = {way.family: way for way in reversed(WAYS)}
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +35,13 @@ def test_the_grid_names_attachable_methods_of_the_family(pipeline):
     assert stacks == [("re-ttention:keep=0.25",), ("re-ttention:keep=0.125",)]
     with pytest.raises(InputError, match="no run-time method for a pixart model"):
         grid.settings("pixart", ["edit"])
+
+
+@pytest.mark.parametrize("family", ["pixart", "dit", "sd3", "flux", "wan", "unet", "lumina"])
+def test_plain_reuse_is_a_point_of_every_family(family):
+    plain = grid.plain_reuse(family)
+    assert len(plain) == 2 and set(plain) < set(grid.settings(family))
+    assert grid.attachable(WAY[family].build(), plain) == [(spec,) for spec in plain]
 
 
 def test_quality_finds_the_fastest_that_keeps_it(pipeline):
@@ -54,11 +68,47 @@ def test_a_plan_paints_as_its_trial_did(pipeline, tmp_path):
         pipeline, latency=60, methods=["re-ttention"], pictures=1, num_inference_steps=6
     )
     path = found.save(tmp_path / "sub" / "plan.json")
-    assert read_plan(path) == (list(found.best.stack), found.best.steps)
+    plan = read_plan(path)
+    assert plan == Plan(**vars(found.conditions), stack=(), steps=6)
+    assert (plan.sampler, plan.dtype) == ("DPMSolverMultistepScheduler", "float32")
+    assert plan.model == house.folder_of("house:pixart") and "guidance_scale" not in plan.call
     assert json.loads(path.read_text())["budget"] == {"seconds": 60}
     assert not list(path.parent.glob("*.part"))
     # Time is no matter here: what is nearest to the whole model is the whole model.
     assert found.best.stack == () and found.best.steps == 6
+
+
+def test_methods_join_in_pairs_whose_plan_paints_as_they_did(tmp_path, monkeypatch):
+    # Which settings are the best is for the clock to say; here it's one of each method.
+    monkeypatch.setattr(fitting, "pareto", lambda points, higher: [0, len(points) - 1])
+    pipe = pared.load(toy_pipeline.write(tmp_path / "toy"))
+    size = {"guidance_scale": 2.0, "height": 32, "width": 48}
+    found = pared.fit(
+        pipe,
+        quality=1,
+        methods=["taylorseer", "delta-dit"],
+        pictures=2,
+        name="mine",
+        num_inference_steps=6,
+        **size,
+    )
+    (pair,) = (trial for trial in found.trials if len(trial.stack) == 2)
+    assert [spec.partition(":")[0] for spec in pair.stack] == ["delta-dit", "taylorseer"]
+    assert len(pair.seconds) == len(pair.decibels) == 2
+    plan = read_plan(replace(found, best=pair).save(tmp_path / "plan.json"))
+    assert (plan.model, plan.stack, plan.steps) == ("mine", pair.stack, 6)
+    assert size.items() <= plan.call.items()
+
+    def paint():
+        noise = torch.Generator().manual_seed(0)
+        call = {"num_inference_steps": plan.steps, "output_type": "np", **plan.call}
+        return torch.as_tensor(pipe(PROMPTS[0], generator=noise, **call).images).permute(0, 3, 1, 2)
+
+    whole = paint()
+    with pared.apply(pipe, *grid.methods_of(plan.stack)) as handle:
+        psnr = float(fidelity.psnr(paint(), whole))
+    assert handle.stats["delta-dit"]["reused"] and handle.stats["taylorseer"]["forecast"]
+    assert psnr == pytest.approx(pair.decibels[0], abs=1e-3)
 
 
 def test_what_cannot_be_kept_is_said(pipeline):
@@ -95,7 +145,9 @@ def test_the_room_beside_the_budget_shrinks():
     assert trial.keeps(Budget(decibels=30), room=1) and not trial.keeps(Budget(decibels=30), 0.5)
 
 
-@pytest.mark.parametrize("text", [None, "{", "{}", '{"with": 3, "steps": "many"}'])
+@pytest.mark.parametrize(
+    "text", [None, "{", "{}", '{"with": 3, "steps": "many"}', '{"with": [], "steps": 4}']
+)
 def test_what_is_no_plan_is_refused(tmp_path, text):
     path = tmp_path / "plan.json"
     if text is not None:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -113,6 +114,16 @@ def test_sections_come_in_order_and_can_be_reached(page):
     ]  # fmt: skip
     links = [a["href"] for a in checker.all("a")]
     assert links == ["#main", *(f"#{anchor}" for anchor in anchors)]
+
+
+def test_commands_have_a_section_of_their_own(report, tmp_path):
+    rows = tuple(replace(r, command=f"pared sample toy {NASTY}") for r in report.rows[:3])
+    path = replace(report, rows=rows).html(tmp_path / "page.html")
+    checker = Checker(path.read_text())
+    assert "commands" in [section["id"] for section in checker.all("section")]
+    assert checker.texts.count(f"pared sample toy {NASTY}") == 3
+    # The rival is as fast as the second arm and less near.
+    assert len(checker.all("strong")) == 2 and graphs.front(rows) == [NASTY, "base"]
 
 
 def test_pictures_have_alternatives_and_rows(page):

@@ -9,7 +9,7 @@ import pytest
 import pared
 from pared import info
 from pared.anatomy import presets
-from pared.bench import peers
+from pared.bench import grid, peers
 from pared.bench.peers import (
     CacheDit,
     Finding,
@@ -18,9 +18,9 @@ from pared.bench.peers import (
     Peer,
     PyramidAttentionBroadcast,
     hooks_on,
-    matrix,
     tried,
 )
+from pared.bench.subjects import PipelineSubject, Sample
 from pared.errors import InputError
 from pared.method import Handle
 from tests.caching.pipelines import PEERS, WAYS
@@ -62,23 +62,6 @@ def test_our_own_methods_are_tried_alike():
     assert found(pared.parse("taylorseer:interval=2"), "sd3.5 img2img") == Finding("works")
     refused = found(pared.parse("deepcache"), "dit")
     assert refused.outcome == "refuses" and "it serves the families unet" in refused.detail
-
-
-def test_every_cache_on_every_pipeline():
-    def made(name):
-        pipe = WAY[name].build()
-        return pipe, lambda: WAY[name].paint(pipe)
-
-    findings = matrix(
-        {"ours": pared.parse("deepcache"), "MagCache": PEERS["MagCache"]},
-        {name: partial(made, name) for name in ("sd", "dit")},
-    )
-    assert {pair: finding.outcome for pair, finding in findings.items()} == {
-        ("sd", "ours"): "works",
-        ("sd", "MagCache"): "does nothing",
-        ("dit", "ours"): "refuses",
-        ("dit", "MagCache"): "works",
-    }
 
 
 class Astray(Peer):
@@ -145,6 +128,33 @@ def test_peers_are_arms_of_the_bench():
     arms = {"base": [], "mag": [MagCache(num_inference_steps=4, mag_ratios=(1.0,) * 4)]}
     report = pared.bench(WAY["dit"].build(), arms, prompts=[3], steps=4, rounds=2, quality=False)
     assert "mag" in report.table()
+
+
+def test_a_bench_tries_all_peers_and_says_what_became_of_them():
+    pipe = WAY["dit"].build()
+    arms, said = grid.peer_arms(PipelineSubject(pipe, [Sample(3, 0)], {"num_inference_steps": 7}))
+    assert "diffusers-fbc:threshold=0.15" in {*arms} | {line.partition(" ")[0] for line in said}
+    tried = len(arms) + len(said)
+    assert tried == len(grid.peers_for(7)) and all(line.endswith(".") for line in said)
+    assert any("diffusers-magcache:num_inference_steps=7 refuses: " in line for line in said)
+    assert all(spec == peer.spec() for spec, (peer,) in arms.items())
+    assert not hooks_on(pipe.transformer)
+
+
+def test_peers_stand_beside_the_arms_of_a_bench(monkeypatch):
+    few = [PEERS["PAB"], MagCache(num_inference_steps=4, mag_ratios=(1.0,) * 4, threshold=1.0)]
+    monkeypatch.setattr(grid, "peers_for", lambda steps: few)
+    bench = partial(pared.bench, WAY["dit"].build(), prompts=[3], rounds=1, quality=False)
+    report = bench({"base": []}, steps=4, peers=True, models={"base": "dit"})
+    mag = report.row(few[1].spec())
+    assert mag.kind == "runtime" and "diffusers-pab" in report.notes[-1]
+    assert mag.command == "pared bench dit --peers --seeds 1 --steps 4"
+    assert report.row("base").command == "pared sample dit 3 --steps 4 -o picture.png"
+    monkeypatch.setattr(grid, "peers_for", lambda steps: few[:1])
+    with pytest.raises(InputError, match="none of 1 caches of other libraries works in a DiT"):
+        bench({"base": []}, steps=4, peers=True)
+    with pytest.raises(InputError, match="caches of other libraries work in pipelines"):
+        pared.bench("toy:dit", {"base": []}, peers=True)
 
 
 def test_peers_are_no_methods_of_pared():

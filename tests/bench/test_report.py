@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ def report():
             {},
             "Twice as fast.",
             (31.2,),
+            "pared sample toy 'red apple' --with taylorseer:order=1 -o picture.png",
         ),
     )
     return Report(
@@ -80,6 +82,23 @@ def test_csv_gives_every_number_in_full(report):
     assert rows[1]["psnr"] == "31.26" and rows[1]["psnr_high"] == "32.0"
     assert rows[0]["psnr"] == "" and rows[1]["sharpness"] == ""
     assert rows[1]["stack"] == "taylorseer:order=1"
+    assert rows[0]["command"] == "" and rows[1]["command"].startswith("pared sample toy")
+
+
+def test_every_arm_s_command_is_told_and_the_front_marked(report):
+    command = report.rows[1].command
+    assert f"  fast | odd: {command}" in report.table().splitlines()
+    near = {"ssim": Figure(0.9)}
+    rows = tuple(replace(r, figures=r.figures | near, command=command) for r in report.rows)
+    worse = replace(rows[1], name="worse", figures=rows[1].figures | {"ssim": Figure(0.8)})
+    told = replace(report, rows=(*rows, worse))
+    assert told.front == ["fast | odd"]  # the base is given as no nearer to itself
+    assert told.to_dict()["front"] == told.front
+    for text in (told.table(), told.table("md")):
+        assert f"* fast | odd: {command}" in text.splitlines()
+        assert f"  worse: {command}" in text.splitlines()
+    alone = replace(report, rows=(report.rows[0], rows[1]))
+    assert alone.front == ["fast | odd", "base"]
 
 
 def test_json_is_strict_and_without_pictures(report, tmp_path):

@@ -28,8 +28,9 @@ from pared.attention.edit import EDiT
 from pared.attention.sana import Sana
 from pared.bench import floor, metering, selfcheck, session, verdicts
 from pared.bench import timing as timing_module
-from pared.bench.arms import rival_steps
+from pared.bench.arms import Arm, arms_of, rival_steps
 from pared.bench.bill import bill
+from pared.bench.commands import command_of
 from pared.bench.distances import mmd
 from pared.bench.figures import Figure
 from pared.bench.judge import judge_of, weight_digest
@@ -309,6 +310,32 @@ def test_specs_models_and_pipelines_are_arms(pipe, parts):
     assert (report.images["model"] == report.images["pipeline"]).all()
     assert (report.images["model"] != report.images["base"]).any()
     assert "PSNR to the base's pictures" in report.row("model").verdict
+
+
+def test_commands_say_how_each_arm_was_painted(pipe):
+    subject = PipelineSubject(pipe, [Sample("red apple", 0)], {"num_inference_steps": 8, **SIZE})
+    size = "--height 16 --width 16"
+    arms = arms_of(
+        subject,
+        {"cached": ["taylorseer:interval=2"], "both": ["edit", "taylorseer"], "odd": [Repeat()]},
+        "base",
+    )
+    told = {name: command_of(arm, "house:pixart") for name, arm in arms.items()}
+    sample = "pared sample house:pixart 'red apple'"
+    assert told["base"] == f"{sample} {size} --steps 8 -o picture.png"
+    with_seer = f"{sample} --with taylorseer:interval=2 {size} --steps 8 -o picture.png"
+    assert told["cached"] == with_seer
+    assert told["both"].startswith("pared convert house:pixart --with edit -o student && pared sa")
+    assert f"student 'red apple' --with taylorseer {size}" in told["both"]
+    # Of a method that no command knows, of arguments likewise, and of a model from nowhere.
+    assert told["odd"] == "" == command_of(arms["base"], "")
+    fewer = command_of(arms["base"].fewer(3), "house:pixart")
+    assert fewer == f"{sample} {size} --steps 3 -o picture.png"
+    odd = PipelineSubject(pipe, [Sample("x", 0)], {"guidance_scale": 2.0, "max_sequence_length": 8})
+    assert command_of(Arm("base", "base", odd), "house:pixart") == ""
+    plain = PipelineSubject(pipe, [Sample("x", 0)], {"guidance_scale": 2.0})
+    command = command_of(Arm("base", "base", plain), "m")
+    assert command == "pared sample m x --guidance 2.0 --steps 20 -o picture.png"
 
 
 def test_a_method_whose_checks_fail_is_not_timed(pipe, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ pytest.importorskip("soundfile")
 pytest.importorskip("jiwer")
 
 TOY = [
+    "data.utterances={}",
     *(f"model.config.{x}" for x in ("conv_dim=[16,16,16]", "hidden_size=32")),
     *(f"model.config.{x}" for x in ("intermediate_size=32", "num_hidden_layers=1")),
     *(f"stages.0.training.{x}" for x in ("steps=2", "batch_size=4", "warmup=1")),

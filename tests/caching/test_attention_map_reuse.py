@@ -136,7 +136,7 @@ class Hour:
     """A clock that stands at one call."""
 
     def __init__(self):
-        self.plan, self.kept = None, {}
+        self.plan, self.kept, self.done = None, {}, {}
 
 
 def processed(attn, plan, hour, *args, **kwargs):
@@ -355,6 +355,50 @@ def test_refusals():
         attn.processor.memory.clock.plan = "keep"
         with pytest.raises(InputError, match="takes no attention mask in a joint attention"):
             attn(torch.randn(1, 4, 32), attention_mask=torch.zeros(1, 1, 4))
+
+
+@torch.no_grad()
+def test_a_video_that_starts_from_a_picture_keeps_what_both_softmaxes_gave():
+    torch.manual_seed(0)
+    model = presets.get("toy:wan").denoiser.make(image_dim=24, added_kv_proj_dim=32).eval()
+    family = anatomy.of(model)
+    latents, timestep, condition = family.example(1, 8, 8, frames=1, generator=seeded())
+
+    def outputs(latents):
+        times = [torch.full_like(timestep, 900 - 100 * step) for step in range(2)]
+        return [family.denoise(model, latents, time, condition) for time in times]
+
+    plain = outputs(latents)
+    with pared.apply(model, AttentionMapReuse(sites="cross")) as handle:
+        first, second = outputs(latents)
+    assert torch.equal(first, plain[0]) and not torch.equal(second, plain[1])
+    assert handle.stats[SLUG]["reused"] == 2
+    assert handle.stats[SLUG]["bytes"] == 2 * 16 * 32 * 4  # layers, tokens, width; float32
+    with pytest.raises(InputError, match=r"\.attn2, which has two maps, one of the prompt and one"):
+        pared.apply(model, AttentionMapReuse(sites="cross", keep_output=False))
+
+
+@torch.no_grad()
+def test_compiled_blocks_count_without_breaking_graphs():
+    model = presets.build("toy:dit", device="cpu")
+    family = anatomy.of(model)
+    latents, timestep, condition = family.example(1, 8, 8, generator=seeded())
+
+    def run():
+        times = [torch.full_like(timestep, 900 - 100 * step) for step in range(6)]
+        return torch.stack([family.denoise(model, latents, t, condition) for t in times])
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with pared.apply(model, AttentionMapReuse()) as handle:
+        wanted = run()
+        counts = dict(handle.stats[SLUG]["by_site"])
+        for block in family.blocks:
+            block.module.compile(backend="eager")
+        torch.testing.assert_close(run(), wanted)
+    torch._dynamo.reset()
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert counts == {f"transformer_blocks.{n}.attn1": {"computed": 6, "reused": 6} for n in (0, 1)}
 
 
 def test_two_threads_share_a_model():

@@ -1,10 +1,12 @@
 """What composes: caches on converted models, and caches with each other.
 
 For each pair: off is the other alone and taken off is the model itself, bit for bit; the order of
-attaching is all one; and what is counted is what happens.
+attaching is all one; and what is counted as computed is what ran.
 """
 
 import copy
+from collections import Counter
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
@@ -16,16 +18,16 @@ from pared.attention.edit import EDiT
 from pared.attention.linfusion import LinFusion
 from pared.attention.mm_edit import MMEDiT
 from pared.caching.attention_map_reuse import AttentionMapReuse
-from pared.caching.deepcache import Deepcache
-from pared.caching.delta_dit import DeltaDit
-from pared.caching.harmonica import Harmonica
-from pared.caching.ras import Ras
-from pared.caching.taylorseer import Taylorseer
+from pared.caching.deepcache import DeepCache
+from pared.caching.delta_dit import DeltaDiT
+from pared.caching.harmonica import HarmoniCa
+from pared.caching.ras import RAS
+from pared.caching.taylorseer import TaylorSeer
 from pared.method import attached_to, denoiser
-from pared.runtime import Clock
+from pared.runtime import Clock, detour
 from tests.caching.pipelines import WAYS
 
-DELTA, SEER = DeltaDit(cached=1), Taylorseer(interval=3, warmup=1)
+DELTA, SEER = DeltaDiT(cached=1), TaylorSeer(interval=3, warmup=1)
 CROSS = AttentionMapReuse(sites="cross")
 # Settings that let nothing be reused.
 OFF = {
@@ -54,16 +56,17 @@ def with_off(method):
 def composed(pipe, paint, *methods, **run):
     """What a pipeline paints with methods together, and what they count in that run.
 
-    A second run is the same, and so is one where they were attached in another order; taken off,
-    nothing of them is left.
+    A second run is the same, and so is one where they were attached in another order, in what it
+    counts, too; taken off, nothing of them is left.
     """
     plain = paint(pipe, **run)
     with pared.apply(pipe, *methods) as handle:
         found = paint(pipe, **run)
         stats = copy.deepcopy(handle.stats)
         assert torch.equal(paint(pipe, **run), found)
-    with pared.apply(pipe, *reversed(methods)):
+    with pared.apply(pipe, *reversed(methods)) as handle:
         assert torch.equal(paint(pipe, **run), found)
+        assert handle.stats == stats
     assert torch.equal(paint(pipe, **run), plain)
     model = denoiser(pipe)
     assert not attached_to(model) and not hasattr(model, "pared_leader")
@@ -82,6 +85,31 @@ def spared(counts):
     return counts.get("reused", 0) + counts.get("forecast", 0)
 
 
+class Ran:
+    """Goes around a module's own forward, inside of all methods, and counts its calls."""
+
+    def __init__(self, counts, path):
+        self.counts, self.path = counts, path
+
+    def __call__(self, own, *args, **kwargs):
+        self.counts[self.path] += 1
+        return own(*args, **kwargs)
+
+
+@contextmanager
+def ran(pipe, paths):
+    """How often modules run from now on, by path; for after the methods were attached."""
+    counts = dict.fromkeys(paths, 0)
+    with ExitStack() as undo:
+        for path in paths:
+            detour(denoiser(pipe).get_submodule(path), Ran(counts, path), undo, within=True)
+        yield counts
+
+
+def computed(stats):
+    return {site: parts.get("computed", 0) for site, parts in stats["by_site"].items()}
+
+
 def queries(pipe, paint, **run):
     """The calls of the denoiser at which each attention computed its queries, in one run."""
     model, calls, seen = denoiser(pipe), [], {}
@@ -96,15 +124,29 @@ def queries(pipe, paint, **run):
     return seen
 
 
+def projected(pipe, paint, **run):
+    """How many tokens each attention made queries of, at each call that came to it in one run."""
+    model, calls, seen = denoiser(pipe), [], {}
+    hooks = [model.register_forward_pre_hook(lambda *_: calls.append(Counter()))]
+    for site in anatomy.of(model).sites("self_attention", "joint_attention"):
+        note = lambda *io, path=site.path: calls[-1].update({path: io[-1].shape[1]})  # noqa: E731
+        hooks.append(site.module.to_q.register_forward_hook(note))
+        seen[site.path] = []
+    paint(pipe, **run)
+    for hook in hooks:
+        hook.remove()
+    return {path: [call[path] for call in calls if path in call] for path in seen}
+
+
 # On converted models ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "conversion", "caches"),
     [
-        ("pixart-sigma", EDiT(), (DELTA, SEER, Harmonica(), CROSS)),
-        ("sd3.5", MMEDiT(), (DELTA, SEER, Harmonica())),
-        ("sd", LinFusion(), (Deepcache(branch=1), SEER, CROSS)),
+        ("pixart-sigma", EDiT(), (DELTA, SEER, HarmoniCa(), CROSS)),
+        ("sd3.5", MMEDiT(), (DELTA, SEER, HarmoniCa())),
+        ("sd", LinFusion(), (DeepCache(branch=1, min_steps=1), SEER, CROSS)),
     ],
     ids=["edit", "mm-edit", "linfusion"],
 )
@@ -136,12 +178,21 @@ def test_taylorseer_over_delta_dit(name):
         with pared.apply(pipe, method, with_off(other)):
             assert torch.equal(paint(pipe), alone)
         assert not torch.equal(found, alone)
-    for counts in stats.values():
-        for parts in counts["by_site"].values():
-            assert sum(parts.values()) == counts["calls"] == 7
-    with pared.apply(pipe, DELTA, SEER):
-        seen = queries(pipe, paint)
     family = anatomy.of(denoiser(pipe))
+    sites = {branch.path: branch.block for branch in family.branches}
+    passed = {
+        number: stats["delta-dit"]["by_site"].get(path, {}).get("reused", 0)
+        for number, path in ((block.index, block.path) for block in family.blocks)
+    }
+    assert sum(passed.values()) == stats["delta-dit"]["reused"] == 3
+    for path, parts in stats["taylorseer"]["by_site"].items():
+        assert sum(parts.values()) == 7 - passed[sites[path]], "counted where nobody called"
+    with (
+        pared.apply(pipe, DELTA, SEER),
+        ran(pipe, [*stats["delta-dit"]["by_site"], *sites]) as times,
+    ):
+        seen = queries(pipe, paint)
+    assert times == computed(stats["delta-dit"]) | computed(stats["taylorseer"])
     blocks = {site.path: site.block for site in family.sites()}
     for path, steps in seen.items():
         assert steps == run_by_both(blocks[path], len(family.blocks), 7), path
@@ -163,7 +214,7 @@ def run_by_both(block, blocks, steps):
 
 def test_attention_maps_are_reused_in_what_deepcache_leaves():
     pipe, paint = built("sd")
-    deep, maps = Deepcache(branch=2), AttentionMapReuse()
+    deep, maps = DeepCache(branch=2, min_steps=1), AttentionMapReuse()
     family = anatomy.of(denoiser(pipe))
     idle = tuple(f"{part.path}." for part in deep.cut(family).idle)
     found, stats = composed(pipe, paint, deep, maps)
@@ -173,11 +224,13 @@ def test_attention_maps_are_reused_in_what_deepcache_leaves():
         with pared.apply(pipe, method, with_off(other)):
             assert torch.equal(paint(pipe), alone)
         assert not torch.equal(found, alone)
-    for counts in stats.values():
-        for parts in counts["by_site"].values():
-            assert sum(parts.values()) == counts["calls"] == 7
-    with pared.apply(pipe, deep, maps):
+    parts = [part.path for part in deep.cut(family).idle]
+    with pared.apply(pipe, deep, maps), ran(pipe, parts) as times:
         seen = queries(pipe, paint)
+    assert times == computed(stats["deepcache"])
+    assert computed(stats["attention-map-reuse"]) == {path: len(at) for path, at in seen.items()}
+    for path, counts in stats["attention-map-reuse"]["by_site"].items():
+        assert sum(counts.values()) == (3 if path.startswith(idle) else 7)
     assert {path.startswith(idle) for path in seen} == {True, False}
     for path, steps in seen.items():
         # Maps are computed at even steps and reused at odd ones. Where DeepCache passes an
@@ -188,10 +241,10 @@ def test_attention_maps_are_reused_in_what_deepcache_leaves():
 # RAS with its resets shared -----------------------------------------------------------------------
 
 # Of nine steps: all, all, all (kept by RAS), some patches, some, all, all, all, all.
-RESTING = Ras(start=3, end=5, resets=())
+RESTING = RAS(start=3, end=5, resets=())
 PIPELINES = ["pixart-sigma", "sd3.5", "flux, guided in turn", "lumina"]
-BESIDE = {"pixart": (DELTA, SEER, Harmonica(), CROSS), "lumina": (DELTA,)}
-USUAL = (DELTA, SEER, Taylorseer(interval=3, warmup=1, sites="block"), Harmonica())
+BESIDE = {"pixart": (DELTA, SEER, HarmoniCa(), CROSS), "lumina": (DELTA,)}
+USUAL = (DELTA, SEER, TaylorSeer(interval=3, warmup=1, sites="block"), HarmoniCa())
 # The steps at which the caches reuse; the steps 2 to 5 are full, or begin afresh.
 REUSING = {"delta-dit": 2, "taylorseer": 3, "harmonica": 2, "attention-map-reuse": 2}
 warned = pytest.mark.filterwarnings("ignore:ras is validated for Euler")
@@ -223,6 +276,11 @@ def test_ras_beside_a_cache(name):
                 assert spared(parts) == REUSING[slug] * passes, (slug, site)
         if slug == "delta-dit":
             assert spared(counts) == REUSING[slug] * passes  # one block
+        with pared.apply(pipe, RESTING, cache):
+            tokens = projected(pipe, paint, steps=9)
+        for site, parts in stats["ras"]["by_site"].items():
+            whole = tokens[site].count(max(tokens[site]))
+            assert parts == {"computed": whole, "reused": len(tokens[site]) - whole}, (slug, site)
 
 
 @warned
@@ -230,7 +288,7 @@ def test_ras_beside_a_cache(name):
 def test_a_cache_keeps_nothing_of_a_part_of_the_patches(name):
     """Where all steps are RAS's, the other computes, keeps nothing, and changes nothing."""
     pipe, paint = built(name)
-    ras, model = Ras(start=1, resets=(3,)), denoiser(pipe)
+    ras, model = RAS(start=1, resets=(3,)), denoiser(pipe)
     with pared.apply(pipe, ras):
         wanted = paint(pipe)
     for cache in BESIDE.get(anatomy.of(model).name, USUAL):

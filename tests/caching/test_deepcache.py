@@ -3,8 +3,10 @@
 import copy
 import inspect
 import math
+import warnings
 from contextlib import ExitStack
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -27,8 +29,9 @@ from pared.anatomy import presets
 from pared.attention.re_ttention import Rettention
 from pared.bench.metering import flop_counter
 from pared.caching import deepcache_checks
-from pared.caching.deepcache import Deepcache, quadratic_steps
+from pared.caching.deepcache import DeepCache, quadratic_steps
 from pared.caching.deepcache_checks import reference
+from pared.caching.samplers import adds_noise
 from pared.errors import InputError
 from pared.worlds.house import folder_of
 
@@ -112,7 +115,7 @@ def test_skips_from_shallow_to_deep():
 
 def test_sites_below_the_cut_are_claimed():
     family = anatomy.of(build(SD))
-    claims = {claim.site for claim in Deepcache(branch=4).claims(family)}
+    claims = {claim.site for claim in DeepCache(branch=4).claims(family)}
     shallow = ("down_blocks.0", "down_blocks.1.attentions.0", "up_blocks.1.attentions.1")
     kept = (*shallow, "up_blocks.1.attentions.2", "up_blocks.2")
     assert {"mid_block", "down_blocks.1.resnets.1"} < claims
@@ -182,7 +185,7 @@ def test_every_branch_is_the_slow_form(name, freeu):
     for branch in range(9):
         with reference(model, branch, {0, 2, 4}):
             wanted = outputs(model, given=given, side=side)
-        with pared.apply(model, Deepcache(interval=2, branch=branch)):
+        with pared.apply(model, DeepCache(interval=2, branch=branch)):
             found = outputs(model, given=given, side=side)
         assert torch.equal(found, wanted), branch
         assert not torch.equal(found[1], plain[1]), branch
@@ -199,11 +202,11 @@ def test_without_attention_or_middle(middle):
     for branch in range(9 - (middle is None)):
         with reference(model, branch, {0, 2, 4}):
             wanted = outputs(model)
-        with pared.apply(model, Deepcache(interval=2, branch=branch)):
+        with pared.apply(model, DeepCache(interval=2, branch=branch)):
             assert torch.equal(outputs(model), wanted), branch
     if middle is None:
         with pytest.raises(InputError, match=r"no branch 8 with something below .* is 7\."):
-            pared.apply(model, Deepcache(branch=8))
+            pared.apply(model, DeepCache(branch=8))
 
 
 def lora(model):
@@ -267,7 +270,7 @@ def test_a_change_makes_a_full_step(name):
             if branch is None:
                 stack.enter_context(reference(model, 1, {0, 3}))
                 return outputs(model, given=given, change=change)
-            handle = stack.enter_context(pared.apply(model, Deepcache(interval=50, branch=branch)))
+            handle = stack.enter_context(pared.apply(model, DeepCache(interval=50, branch=branch)))
             return outputs(model, given=given, change=change), handle.stats["deepcache"]
 
     found, stats = run(1)
@@ -310,6 +313,11 @@ def pipeline(kind="text", scheduler="ddim"):
     return pipe
 
 
+def brief(**settings):
+    """The method, at work in short runs, too."""
+    return DeepCache(min_steps=1, **settings)
+
+
 def paint(pipe, steps=4, side=64, batch=1, seed=0, strength=0.75, **call):
     """Latents, with guidance; prompts come as embeddings, and pictures as noise."""
     text = torch.randn(batch, 5, 8, generator=seeded(7))
@@ -346,15 +354,15 @@ def test_pipelines(kind, scheduler):
     hook = pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
     base = paint(pipe)
     hook.remove()
-    with pared.apply(pipe, Deepcache(interval=1)):
+    with pared.apply(pipe, brief(interval=1)):
         assert torch.equal(paint(pipe), base)
-    with pared.apply(pipe, Deepcache(branch=1)) as handle:
+    with pared.apply(pipe, brief(branch=1)) as handle:
         wanted = paint(pipe)
     full = math.ceil(len(calls) / 3)
     counts = {"computed": full, "reused": len(calls) - full}
     assert handle.stats["deepcache"]["by_site"]["mid_block"] == counts
     assert not torch.equal(wanted, base)
-    with pared.apply(pipe, Deepcache(branch=1)):
+    with pared.apply(pipe, brief(branch=1)):
         paint(pipe, steps=5, side=96, batch=2, seed=1, strength=0.5)
         assert torch.equal(paint(pipe), wanted)
     assert torch.equal(paint(pipe), base)
@@ -363,7 +371,7 @@ def test_pipelines(kind, scheduler):
 def test_the_schedule_is_of_the_run():
     """The quadratic one and full steps at the end follow the steps that are run."""
     pipe = pipeline("img2img")
-    method = Deepcache(interval=2, schedule="quadratic", center=2, final=1)
+    method = brief(interval=2, schedule="quadratic", center=2, final=1)
     full = {*quadratic_steps(6, 2, 2, 1.4), 5}
     with pared.apply(pipe, method) as handle:
         paint(pipe, steps=8)  # three quarters of them
@@ -374,9 +382,78 @@ def test_the_schedule_is_of_the_run():
 def test_bytes_are_those_of_the_level():
     """One tensor for prompt and negative prompt: 8 channels, 2 rows, 8 x 8, four bytes each."""
     pipe = pipeline()
-    with pared.apply(pipe, Deepcache()) as handle:
+    with pared.apply(pipe, brief()) as handle:
         paint(pipe)
     assert handle.stats["deepcache"]["bytes"] == 2 * 8 * 8 * 8 * 4
+
+
+def test_few_steps_are_left_alone():
+    """Eight and fewer unless told otherwise, with a warning: those of distilled models."""
+    pipe = pipeline()
+    plain = {steps: paint(pipe, steps) for steps in (8, 9)}
+    with pared.apply(pipe, DeepCache(branch=1)) as handle:
+        with pytest.warns(UserWarning, match=r"out of a run of 8 steps, .* with min_steps=8 it"):
+            assert torch.equal(paint(pipe, 8), plain[8])
+        stats = handle.stats["deepcache"]
+        assert stats["by_site"]["mid_block"] == {"computed": 8} and "reused" not in stats
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert not torch.equal(paint(pipe, 9), plain[9])
+        assert stats["by_site"]["mid_block"] == {"computed": 8 + 3, "reused": 6}
+    with warnings.catch_warnings(), pared.apply(pipe, DeepCache(branch=1, min_steps=8)):
+        warnings.simplefilter("error")
+        assert not torch.equal(paint(pipe, 8), plain[8])
+
+
+SAMPLERS = [
+    (diffusers.DDIMScheduler, {}),
+    (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
+    (diffusers.LMSDiscreteScheduler, {}),
+    (diffusers.HeunDiscreteScheduler, {}),
+    (diffusers.UniPCMultistepScheduler, {}),
+    (diffusers.DEISMultistepScheduler, {}),
+    (diffusers.KDPM2DiscreteScheduler, {}),
+    (diffusers.EulerDiscreteScheduler, {}),
+    (diffusers.DPMSolverSinglestepScheduler, {}),
+    (diffusers.DPMSolverMultistepScheduler, {}),
+    (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    (diffusers.EulerAncestralDiscreteScheduler, {}),
+    (diffusers.KDPM2AncestralDiscreteScheduler, {}),
+    (diffusers.DDPMScheduler, {}),
+    (diffusers.LCMScheduler, {}),
+    (diffusers.TCDScheduler, {}),
+    (diffusers.SASolverScheduler, {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings"), SAMPLERS, ids=lambda value: getattr(value, "__name__", None)
+)
+def test_samplers_that_add_noise_are_warned_of(cls, settings):
+    """Those whose steps depend on a generator, and no others."""
+    ends = []
+    for seed in (0, 1):
+        scheduler, x = cls(**settings), torch.ones(1, 4, 8, 8)
+        scheduler.set_timesteps(6)
+        accepted = inspect.signature(scheduler.step).parameters
+        extra = {"generator": seeded(seed)} if "generator" in accepted else {}
+        for time in scheduler.timesteps:
+            x = scheduler.step(0.1 * x, time, x, **extra).prev_sample
+        ends.append(x)
+    noisy = not torch.equal(*ends)
+    assert adds_noise(cls(**settings)) == noisy
+    pipe = pipeline()
+    pipe.scheduler = cls(**settings)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        pared.apply(pipe, DeepCache()).remove()
+        told = [str(warning.message) for warning in found]
+        for method in (DeepCache(warmup=2), DeepCache(interval=1)):
+            pared.apply(pipe, method).remove()
+        pared.apply(pipe.unet, DeepCache()).remove()
+        assert len(found) == len(told), "a warning too many"
+    words = f"{cls.__name__} adds fresh noise at each; give warmup"
+    assert [words in text for text in told] == [True] * noisy
 
 
 def test_prompts_in_turn_have_a_tensor_each():
@@ -384,7 +461,7 @@ def test_prompts_in_turn_have_a_tensor_each():
     family = anatomy.of(model)
     latents, timestep, condition = family.example(text_tokens=5, generator=seeded())
     other = {"text": torch.zeros_like(condition["text"])}
-    method = Deepcache(branch=3)
+    method = DeepCache(branch=3)
 
     def run(conditions):
         with pared.apply(model, method) as handle, torch.no_grad():
@@ -403,7 +480,7 @@ def test_prompts_in_turn_have_a_tensor_each():
 
 def test_beside_an_attention_that_reuses_its_map():
     pipe = pipeline()
-    methods = Deepcache(branch=4), Rettention(warmup=1, interval=2, keep=0.25)
+    methods = brief(branch=4), Rettention(warmup=1, interval=2, keep=0.25)
     alone = []
     for method in methods:
         with pared.apply(pipe, method):
@@ -417,7 +494,7 @@ def test_beside_an_attention_that_reuses_its_map():
 def test_a_copy_is_cut_by_itself():
     model = build(SD)
     plain = outputs(model)
-    with pared.apply(model, Deepcache(branch=4)):
+    with pared.apply(model, DeepCache(branch=4)):
         wanted = outputs(model)
         twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -429,7 +506,7 @@ def test_a_copy_is_cut_by_itself():
 @pytest.mark.slow
 def test_the_whole_under_torch_compile():
     model = build(SD)
-    with pared.apply(model, Deepcache(branch=4)):
+    with pared.apply(model, DeepCache(branch=4)):
         wanted = outputs(model)
         torch._dynamo.reset()
         try:
@@ -458,7 +535,7 @@ def test_cost_of_stable_diffusion():
     model = presets.build("sd1.5")
     text = torch.empty(1, 77, 768, device="meta")
     for branch, wanted in enumerate(RETRIEVE):
-        with pared.apply(model, Deepcache(branch=branch)):
+        with pared.apply(model, DeepCache(branch=branch)):
             full, retrieved = gmacs(model, 900, text), gmacs(model, 800, text)
         # Half of the table's last digit, or 0.1 %.
         assert full == pytest.approx(FULL, rel=1e-3)
@@ -482,11 +559,11 @@ def test_cost_of_stable_diffusion():
 )
 def test_bad_settings_say_what_is_right(settings, words):
     with pytest.raises(InputError, match=words):
-        Deepcache(**settings)
+        DeepCache(**settings)
 
 
 def test_a_schedule_is_written_as_a_list():
-    method = Deepcache(schedule=(0, 4, 6))
+    method = DeepCache(schedule=(0, 4, 6))
     assert method.spec() == "deepcache:schedule=[0,4,6]"
     assert pared.parse(method.spec()) == method
 
@@ -494,20 +571,20 @@ def test_a_schedule_is_written_as_a_list():
 def test_refusals():
     model = build(SD)
     with pytest.raises(InputError, match=r"deepcache can't be used .* no branch 9 .* is 8\."):
-        pared.apply(model, Deepcache(branch=9))
+        pared.apply(model, DeepCache(branch=9))
     with pytest.raises(InputError, match=r"PixArt.*: it cuts a U-Net .* families unet\."):
-        pared.apply(presets.build("toy:pixart", device="cpu"), Deepcache())
+        pared.apply(presets.build("toy:pixart", device="cpu"), DeepCache())
     with (
-        pared.apply(model, Deepcache()),
+        pared.apply(model, DeepCache()),
         pytest.raises(
             InputError, match=r"deepcache reuses down_blocks\.0, which deepcache already"
         ),
     ):
-        pared.apply(model, Deepcache(interval=5))
+        pared.apply(model, DeepCache(interval=5))
     assert not model._forward_pre_hooks
     for method, words in (
-        (Deepcache(schedule="quadratic"), "the quadratic schedule needs the number of steps"),
-        (Deepcache(final=1), "final needs the number of steps of a run"),
+        (DeepCache(schedule="quadratic"), "the quadratic schedule needs the number of steps"),
+        (DeepCache(final=1), "final needs the number of steps of a run"),
     ):
         with pared.apply(model, method), pytest.raises(InputError, match=words):
             outputs(model)
@@ -525,7 +602,7 @@ def test_levels_of_another_make_are_refused():
         block_out_channels=(8, 16),
     )
     with pytest.raises(InputError, match=r"this one has a ResnetDownsampleBlock2D\."):
-        pared.apply(model, Deepcache())
+        pared.apply(model, DeepCache())
 
 
 # On a trained model -------------------------------------------------------------------------------
@@ -547,7 +624,7 @@ def test_distance_on_a_trained_model():
     noise = torch.randn(len(PROMPTS), 4, 16, 16, generator=seeded())
 
     def latents(steps=50, **settings):
-        with pared.apply(pipe, Deepcache(**{"interval": 1} | settings)):
+        with pared.apply(pipe, DeepCache(**{"interval": 1} | settings)):
             return pipe(
                 PROMPTS,
                 num_inference_steps=steps,

@@ -22,8 +22,8 @@ from pared.anatomy import presets
 from pared.attention.edit import EDiT
 from pared.attention.mm_edit import MMEDiT
 from pared.caching import delta_dit_checks
-from pared.caching.delta_dit import INFO, DeltaDit
-from pared.caching.taylorseer import Taylorseer
+from pared.caching.delta_dit import INFO, DeltaDiT
+from pared.caching.taylorseer import TaylorSeer
 from pared.errors import InputError
 from pared.worlds.house import folder_of
 
@@ -110,14 +110,14 @@ def paint_sd3(pipe, steps=6, **call):
 def test_a_run_of_a_pipeline():
     pipe = pixart(model=presets.build("toy:pixart", device="cpu", layers=4))
     base = paint(pipe)
-    with pared.apply(pipe, DeltaDit(cached=3)) as handle:
+    with pared.apply(pipe, DeltaDiT(cached=3)) as handle:
         first = paint(pipe)
         paint(pipe, 3, seed=5)
         paint(pipe, 7, size=128)
         assert torch.equal(paint(pipe), first) and not torch.equal(first, base)
         other = paint(pipe, seed=1)
     assert torch.equal(paint(pipe), base)
-    with pared.apply(pipe, DeltaDit(cached=3)) as handle:  # as if in a fresh process
+    with pared.apply(pipe, DeltaDiT(cached=3)) as handle:  # as if in a fresh process
         assert torch.equal(paint(pipe, seed=1), other)
     stats = handle.stats["delta-dit"]
     # b = 6: blocks 1 to 3 are passed by at the steps 1, 3, 5, and 0 to 2 at 7, 9.
@@ -131,7 +131,7 @@ def test_a_run_of_a_pipeline():
 def test_the_boundary_follows_the_steps_of_the_run():
     pipe = pixart(model=presets.build("toy:pixart", device="cpu", layers=3))
     for steps, rear, front in ((4, 1, 1), (10, 3, 2), (20, 6, 4)):
-        with pared.apply(pipe, DeltaDit(cached=1)) as handle:
+        with pared.apply(pipe, DeltaDiT(cached=1)) as handle:
             paint(pipe, steps)
         by_site = handle.stats["delta-dit"]["by_site"]
         assert [c.get("reused", 0) for c in by_site.values()] == [front, rear]
@@ -139,14 +139,26 @@ def test_the_boundary_follows_the_steps_of_the_run():
 
 @pytest.mark.parametrize("order", [0, 1])
 def test_schedulers_of_second_order(order):
-    """Heun calls the denoiser 2 n - 1 times: every second call is passed by."""
+    """Heun calls the denoiser 2 n - 1 times: at every second step its one or two are passed by.
+
+    A corrector's Delta is that of the last corrector, and the boundary is counted in steps.
+    """
     pipe = pixart(HeunDiscreteScheduler())
-    with pared.apply(pipe, DeltaDit(order=order)) as handle:
-        assert torch.equal(paint(pipe, 4), paint(pipe, 4))
+    with pared.apply(pipe, DeltaDiT(order=order)) as handle:
+        deltas, rounds = pipe.transformer.transformer_blocks[0].forward.around.deltas, []
+        hook = pipe.transformer.register_forward_pre_hook(
+            lambda *_: rounds.append((deltas.step, deltas.kind, deltas.plan.passed, deltas.steps))
+        )
+        first = paint(pipe, 4)
+        hook.remove()
+        assert torch.equal(paint(pipe, 4), first)
+    assert rounds == [(n // 2, n % 2, n // 2 in (1, 3), 4) for n in range(7)]
     stats = handle.stats["delta-dit"]
     assert stats["calls"] == 14 and stats["forecast" if order else "reused"] == 2 * 3 * 2
+    # Prompt and negative prompt, predictor and corrector, 1 + order factors.
+    assert stats["bytes"] == 2 * 2 * 16 * 32 * 4 * (1 + order)
     pipe = sd3(FlowMatchHeunDiscreteScheduler())
-    with pared.apply(pipe, DeltaDit()) as handle:
+    with pared.apply(pipe, DeltaDiT()) as handle:
         assert torch.equal(paint_sd3(pipe, 4), paint_sd3(pipe, 4))
     assert handle.stats["delta-dit"]["reused"] == 2 * 3 * 3
 
@@ -175,12 +187,12 @@ def test_guidance_in_turn_keeps_two_deltas():
             output_type="latent",
         ).images
 
-    with pared.apply(pipe, DeltaDit(cached=3)) as handle:
+    with pared.apply(pipe, DeltaDiT(cached=3)) as handle:
         guided = run(text, text, 2.0)
         torch.testing.assert_close(guided, run(text, None, 1.0), rtol=1e-4, atol=1e-5)
     # Two calls a step and then one, three of four blocks at every second step.
     assert handle.stats["delta-dit"]["reused"] == (2 + 1) * 3 * 3
-    with pared.apply(pipe, DeltaDit(cached=3)):
+    with pared.apply(pipe, DeltaDiT(cached=3)):
         assert not torch.allclose(run(text, -text, 2.0), guided, rtol=1e-3, atol=1e-3)
 
 
@@ -191,7 +203,7 @@ def test_skip_layer_guidance_computes_its_calls_in_full():
         "skip_layer_guidance_start": 0.1,
         "skip_layer_guidance_stop": 0.9,
     }
-    with pared.apply(pipe, DeltaDit(cached=2, rule="rear")) as handle:
+    with pared.apply(pipe, DeltaDiT(cached=2, rule="rear")) as handle:
         paint_sd3(pipe, **skips)
     stats = handle.stats["delta-dit"]
     # Steps 1, 3, 5 pass two blocks by; the calls without the last block have no Delta.
@@ -216,7 +228,7 @@ def test_what_a_control_net_adds_counts_once():
         )[0]
 
     for rule in ("front", "rear"):
-        with pared.apply(model, DeltaDit(cached=2, rule=rule)) as handle:
+        with pared.apply(model, DeltaDiT(cached=2, rule=rule)) as handle:
             full, again = output(500.0), output(500.0 - 1e-9)
         assert handle.stats["delta-dit"]["reused"] == 2
         torch.testing.assert_close(again, full, rtol=0, atol=1e-5)
@@ -231,7 +243,7 @@ def test_on_a_converted_model_with_taylorseer_inside(name):
     pared.convert(model, EDiT() if name == "pixart" else MMEDiT())
     pipe, run = (pixart(model=model), paint) if name == "pixart" else (sd3(model=model), paint_sd3)
     base = run(pipe)
-    delta, seer = DeltaDit(cached=1), Taylorseer(interval=3, warmup=1)
+    delta, seer = DeltaDiT(cached=1), TaylorSeer(interval=3, warmup=1)
     found = {}
     for methods in ((delta,), (seer,), (delta, seer), (seer, delta)):
         with pared.apply(pipe, *methods) as handle:
@@ -250,9 +262,9 @@ def test_on_a_converted_model_with_taylorseer_inside(name):
 def test_another_cache_of_blocks_is_refused():
     pipe = pixart()
     with pytest.raises(InputError, match=r"taylorseer reuses transformer_blocks\.\d, which delta-"):
-        pared.apply(pipe, DeltaDit(), Taylorseer(sites="block"))
-    with pared.apply(pipe, DeltaDit()), pytest.raises(InputError, match="which delta-dit already"):
-        pared.apply(pipe, DeltaDit())
+        pared.apply(pipe, DeltaDiT(), TaylorSeer(sites="block"))
+    with pared.apply(pipe, DeltaDiT()), pytest.raises(InputError, match="which delta-dit already"):
+        pared.apply(pipe, DeltaDiT())
 
 
 # Types and settings -----------------------------------------------------------------------------
@@ -264,7 +276,7 @@ def test_half_precision_keeps_deltas_in_float32():
     latents, _, condition = family.example(1, 8, 8, text_tokens=4, generator=seeded())
     held = {}
     for dtype in (None, "bfloat16"):
-        with pared.apply(model, DeltaDit(cached=4, rule="rear", dtype=dtype)) as handle:
+        with pared.apply(model, DeltaDiT(cached=4, rule="rear", dtype=dtype)) as handle:
             full, again = (
                 family.denoise(model, latents, torch.full((1,), t, dtype=torch.float64), condition)
                 for t in (500.0, 500.0 - 1e-9)
@@ -288,28 +300,28 @@ def test_half_precision_keeps_deltas_in_float32():
 )
 def test_bad_settings_say_what_is_right(settings, words):
     with pytest.raises(InputError, match=words):
-        DeltaDit(**settings)
+        DeltaDiT(**settings)
 
 
 def test_refusals():
     model = presets.build("toy:dit", device="cpu")
     with pytest.raises(InputError, match=r"cached=3 is more than the 2 blocks of DiTTransformer"):
-        pared.apply(model, DeltaDit(cached=3))
+        pared.apply(model, DeltaDiT(cached=3))
     with pytest.raises(
         InputError, match=r"boundary=0\.6 is a fraction .* give steps, or the bound"
     ):
-        pared.apply(model, DeltaDit(cached=1))
+        pared.apply(model, DeltaDiT(cached=1))
     for settings in ({"rule": "rear"}, {"boundary": 12}, {"steps": 20}):
-        pared.apply(model, DeltaDit(cached=1, **settings)).remove()
+        pared.apply(model, DeltaDiT(cached=1, **settings)).remove()
     unet = presets.build("toy:unet", device="cpu")
     with pytest.raises(InputError, match=r"can't be used on UNet2D.* it serves the families pixa"):
-        pared.apply(unet, DeltaDit())
+        pared.apply(unet, DeltaDiT())
 
 
 def test_settings_survive_a_spec():
     assert pared.parse("delta-dit:boundary=12").boundary == 12
     for boundary in (1, 1.0, 12, 0.25):
-        again = pared.parse(DeltaDit(boundary=boundary).spec())
+        again = pared.parse(DeltaDiT(boundary=boundary).spec())
         assert again.boundary == boundary and type(again.boundary) is type(boundary)
 
 
@@ -325,7 +337,7 @@ def test_multiply_adds_of_pixart_at_full_size():
     latents, _, condition = anatomy.of(model).example(2, 128, 128, text_tokens=120)
     totals = []
     for settings in ({"interval": 1, "cached": 21}, {}):
-        with pared.apply(model, DeltaDit(steps=20, **settings)):
+        with pared.apply(model, DeltaDiT(steps=20, **settings)):
             # Behind the clock, which reads the time: the model wants it where its weights are.
             moved = model.register_forward_pre_hook(to_meta, with_kwargs=True)
             total = 0
@@ -384,7 +396,7 @@ def test_the_change_of_a_run_is_kept_better_than_its_output():
     for rule, settings in product(
         ("front", "middle", "rear"), ({}, {"reuse": "feature_map"}, {"order": 1})
     ):
-        with pared.apply(pipe, DeltaDit(cached=3, rule=rule, **settings)):
+        with pared.apply(pipe, DeltaDiT(cached=3, rule=rule, **settings)):
             distance[rule, *settings] = float((latents() - base).square().mean().sqrt())
     for rule in ("front", "middle"):
         assert distance[(rule,)] < 0.8 * distance[rule, "reuse"], distance

@@ -22,7 +22,7 @@ import pared
 from pared import anatomy
 from pared.anatomy import presets
 from pared.caching import harmonica_checks
-from pared.caching.harmonica import Harmonica
+from pared.caching.harmonica import HarmoniCa
 from pared.caching.harmonica_checks import sampled, toy
 from pared.caching.harmonica_tables import (
     Routing,
@@ -36,6 +36,7 @@ from pared.caching.trajectory import Trajectories, conditions_of
 from pared.errors import InputError
 from pared.worlds import emoji
 from pared.worlds.house import folder_of
+from tests.caching.pipelines import WAYS
 from tests.recipes import pipelines
 from tests.signals import ctrl_c
 
@@ -83,7 +84,7 @@ def test_bad_settings_say_what_is_right(settings, words):
 
 
 def test_settings_survive_their_spec():
-    for method in (Harmonica(), Harmonica(table="random:0.5:3"), Harmonica(router="a b.x")):
+    for method in (HarmoniCa(), HarmoniCa(table="random:0.5:3"), HarmoniCa(router="a b.x")):
         assert pared.parse(method.spec()) == method
 
 
@@ -126,7 +127,7 @@ def test_tables_on_a_pipeline(pipe):
     everything = 6 * 2 * 16 * 32 * 4
     seen = {}
     for table in ("all", "interval:1", "interval:2", "random:0.5:1", "random:0.5:2", "random:0"):
-        with pared.apply(pipe, Harmonica(table=table)) as handle:
+        with pared.apply(pipe, HarmoniCa(table=table)) as handle:
             seen[table] = paint(pipe)
             assert torch.equal(paint(pipe), seen[table])
         stats = handle.stats["harmonica"]
@@ -147,7 +148,7 @@ def test_a_random_table_needs_the_length_of_the_run():
     model = presets.build("toy:dit", device="cpu")
     family = anatomy.of(model)
     with (
-        pared.apply(model, Harmonica(table="random:0.5")),
+        pared.apply(model, HarmoniCa(table="random:0.5")),
         pytest.raises(InputError, match=r"a bare denoiser doesn't tell; apply it to a pipeline"),
     ):
         family.denoise(model, *family.example(1, 8, 8, generator=seeded()))
@@ -165,7 +166,7 @@ def test_a_call_that_was_left_out_computes_everything():
         return family.denoise(model, latents, torch.full_like(timestep, time), given)
 
     plain = call(300, condition), call(300, other)
-    with pared.apply(model, Harmonica(table="interval:3")):
+    with pared.apply(model, HarmoniCa(table="interval:3")):
         for time, both in ((900, True), (600, False)):
             call(time, condition)
             if both:
@@ -180,7 +181,7 @@ def test_a_feed_forward_in_parts_is_refused(pipe, tmp_path):
     try:
         blocks[1].set_chunk_feed_forward(8, 1)
         words = r"blocks\.1\.ff runs several times in one call"
-        with pared.apply(pipe, Harmonica()), pytest.raises(InputError, match=words):
+        with pared.apply(pipe, HarmoniCa()), pytest.raises(InputError, match=words):
             paint(pipe)
         with pytest.raises(InputError, match=words):
             learn(pipe, toy("pixart")[1], tmp_path, **SHORT)
@@ -190,7 +191,7 @@ def test_a_feed_forward_in_parts_is_refused(pipe, tmp_path):
 
 def test_one_claim_for_each_branch_and_what_feeds_it():
     found = {
-        name: Harmonica().claims(anatomy.of(presets.build(f"toy:{name}", device="meta")))
+        name: HarmoniCa().claims(anatomy.of(presets.build(f"toy:{name}", device="meta")))
         for name in ("pixart", "flux", "unet")
     }
     sites = [claim.site for claim in found["pixart"]]
@@ -229,7 +230,7 @@ def test_a_router_says_what_it_is_tied_to(router):
 
 def test_runs_that_a_router_is_not_for_are_refused(pipe, router, monkeypatch):
     base = paint(pipe)
-    with pared.apply(pipe, Harmonica(router=str(router))) as handle:
+    with pared.apply(pipe, HarmoniCa(router=str(router))) as handle:
         found = paint(pipe)
         assert not torch.equal(found, base) and handle.stats["harmonica"]["reused"] == 18
         with pytest.raises(InputError, match=r"learned for runs of 6 steps, and this one has 5;"):
@@ -247,11 +248,11 @@ def test_runs_that_a_router_is_not_for_are_refused(pipe, router, monkeypatch):
     assert torch.equal(paint(pipe), base)
     twin = presets.build("toy:dit", device="cpu")
     with pytest.raises(InputError, match=r"a model with 6 branches, .*ff, and this one has 4"):
-        pared.apply(twin, Harmonica(router=str(router)))
+        pared.apply(twin, HarmoniCa(router=str(router)))
     for file, words in (("none", "there is no router"), ("bad", "is no router of harmonica")):
         save_file({"x": torch.ones(1)}, router.with_name("bad"))
         with pytest.raises(InputError, match=words):
-            pared.apply(pipe, Harmonica(router=str(router.with_name(file))))
+            pared.apply(pipe, HarmoniCa(router=str(router.with_name(file))))
 
 
 def stock(family):
@@ -278,13 +279,28 @@ def test_a_stock_run_takes_the_router_that_was_learned_on_the_pipeline(family, t
     settings = SHORT | {"size": None if family == "dit" else (8, 8)}
     learned = learn(pipe, conditions, tmp_path, **settings, target_reuse=0.5)
     file = learned.routing.save(tmp_path / "router.safetensors")
-    with pared.apply(pipe, Harmonica(router=str(file))) as handle:
+    with pared.apply(pipe, HarmoniCa(router=str(file))) as handle:
         # The stock pipeline's null class is number 1000, which the toy hasn't got.
         scale = 1.0 if family == "dit" else 2.0
         pipe(**call, num_inference_steps=4, guidance_scale=scale, generator=seeded())
     stats, table = handle.stats["harmonica"], learned.routing.table
     assert stats["reused"] == int((~table).sum()) == round(0.5 * table.numel())
     assert stats["computed"] == int(table.sum())
+
+
+def test_a_stock_video_takes_the_router_that_was_learned_on_the_pipeline(tmp_path):
+    """Wan, which guides in turn where the training has a joint batch."""
+    way = next(way for way in WAYS if way.name == "wan, guided in turn")
+    pipe = way.build()
+    settings = SHORT | {"size": (2, 8, 8)}
+    learned = learn(pipe, toy("wan")[1], tmp_path, **settings, target_reuse=0.5)
+    file = learned.routing.save(tmp_path / "router.safetensors")
+    base = way.paint(pipe, steps=4)
+    with pared.apply(pipe, HarmoniCa(router=str(file))) as handle:
+        assert not torch.equal(way.paint(pipe, steps=4), base)
+    stats, table = handle.stats["harmonica"], learned.routing.table
+    assert table.shape == (4, 6) and stats["reused"] == 2 * int((~table).sum()) == 24
+    assert stats["computed"] == 2 * int(table.sum())
 
 
 @pytest.mark.parametrize(
@@ -397,8 +413,13 @@ def test_a_price_is_found_for_a_target(pipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_learned_table_beats_random_ones(tmp_path):
-    """RMS distance to the model's own latents, from the same noise, at equal reuse."""
+@pytest.mark.parametrize("cur", [0.28, 0.53, 0.63])
+def test_the_learned_table_beats_random_ones(cur, tmp_path):
+    """RMS distance to the model's own latents, from the same noise, at equal reuse.
+
+    Seen, and of random tables: 0.058 and 0.082 to 0.165 at 0.28, 0.086 and 0.194 to 0.262 at 0.53,
+    0.118 and 0.208 to 0.264 at 0.63. A fixed interval of 2 gives 0.067 at 0.5.
+    """
     pipe = PixArtSigmaPipeline.from_pretrained(folder_of("house:pixart"))
     conditions = conditions_of(pipe, emoji.load(split="train", size=None).captions[::60])
     settings = {"steps": 8, "guidance": 1.0, "size": (8, 8), "batch_size": 4}
@@ -410,7 +431,7 @@ def test_the_learned_table_beats_random_ones(tmp_path):
         updates=210,
         learning_rate=0.3,
         refresh=35,
-        target_reuse=0.5,
+        target_reuse=cur,
     ).routing
     trajectories = Trajectories(pipe, 8, size=(8, 8))
     some = {name: entry[:12] for name, entry in conditions.entries.items()}
@@ -421,12 +442,11 @@ def test_the_learned_table_beats_random_ones(tmp_path):
     def distance(table):
         rival = replace(learned, scores=table.float())
         file = rival.save(tmp_path / "router.safetensors")
-        with pared.apply(pipe.transformer, Harmonica(router=str(file))) as handle:
+        with pared.apply(pipe.transformer, HarmoniCa(router=str(file))) as handle:
             found = sampled(trajectories, condition, noise)
-        assert handle.stats["harmonica"]["reused"] == table.numel() / 2
+        assert handle.stats["harmonica"]["reused"] == round(cur * table.numel())
         return float((found - base).square().mean().sqrt())
 
     ours = distance(learned.table)
-    rivals = [distance(table_random(0.5, seed, *learned.table.shape)) for seed in range(4)]
-    # Seen: 0.082, and 0.188 to 0.222; a fixed interval of 2 gives 0.067.
-    assert ours < 0.7 * min(rivals), (ours, rivals)
+    rivals = [distance(table_random(cur, seed, *learned.table.shape)) for seed in range(4)]
+    assert ours < 0.8 * min(rivals), (ours, rivals)

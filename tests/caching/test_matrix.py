@@ -12,34 +12,34 @@ import pytest
 import torch
 
 import pared
-from pared import anatomy, info
+from pared import anatomy
 from pared.anatomy import presets
+from pared.bench.contract_runtime import spared
 from pared.errors import InputError
-from pared.method import denoiser
-from tests.caching.pipelines import SPECS, STEPS, WAYS, Way
-
-METHODS = {s: record for s, record in info.registry().items() if record.kind == "runtime"}
+from pared.method import attached_to, denoiser
+from tests.caching.pipelines import BARE, METHODS, OTHERS, REFUSED, SPECS, STEPS, WAYS, Way, serving
 
 
 def cases():
     """Specs of methods, each with a way; slow unless the way is its family's first, or it's its
     turn."""
     seen = set()
-    for number, way in enumerate(WAYS):
-        serving = [slug for slug, record in METHODS.items() if way.family in record.families]
-        for place, slug in enumerate(serving):
-            quick = (slug, way.family) not in seen or place == number % len(serving)
-            seen.add((slug, way.family))
-            usual = SPECS.get(slug, slug)
-            for spec in dict.fromkeys([usual, *grid(slug, way.family)]):
+    for number, way in enumerate((*WAYS, *BARE)):
+        specs = serving(way)
+        for place, usual in enumerate(specs):
+            quick = (usual, way.family) not in seen or place == number % len(specs)
+            seen.add((usual, way.family))
+            points = [] if way.bare else grid(usual, way.family)
+            for spec in dict.fromkeys([usual, *points]):
                 marks = [] if quick and spec == usual else [pytest.mark.slow]
                 yield pytest.param(spec, way, id=f"{spec}-{way.name}", marks=marks)
 
 
-def grid(slug: str, family: str) -> list[str]:
-    """A method's grid where its defaults reuse something, without what doesn't fit the family."""
-    specs = [] if slug in SPECS else [f"{slug}:{spec}" for spec in METHODS[slug].grid if spec]
-    return [spec for spec in specs if fits(spec, family)]
+def grid(usual: str, family: str) -> list[str]:
+    """A method's grid, on top of how it's usually run here, without what doesn't fit the family."""
+    slug, _, settings = usual.partition(":")
+    points = [",".join(filter(None, (settings, point))) for point in METHODS[slug].grid if point]
+    return [spec for spec in (f"{slug}:{point}" for point in points) if fits(spec, family)]
 
 
 @cache
@@ -57,12 +57,6 @@ def pipeline_and_plain(way: Way):
     return pipe, way.paint(pipe)
 
 
-def spared(stats: dict) -> int:
-    """Everything that a method counts as not computed."""
-    patches = stats.get("patches", 0) - stats.get("active_patches", 0)
-    return patches + sum(stats.get(key, 0) for key in ("reused", "forecast", "sparse_steps"))
-
-
 @pytest.mark.filterwarnings("ignore:ras is validated for Euler")
 @pytest.mark.parametrize("spec, way", cases())
 def test_a_method_on_a_pipeline(spec, way):
@@ -70,15 +64,15 @@ def test_a_method_on_a_pipeline(spec, way):
     method = pared.parse(spec)
     slug = method.info.slug
     # Another size, then another number of steps, then the first again.
-    runs = [{}, {"size": 1}, {"steps": STEPS - 2}, {}]
+    runs = [{}, *OTHERS.values(), {}]
     fresh = []
     for run in runs[:3]:
-        with pared.apply(pipe, method) as handle:
+        with pared.apply(way.target(pipe), method) as handle:
             fresh.append(way.paint(pipe, **run))
         assert spared(handle.stats[slug]) > 0, f"nothing was reused in {run}: {handle.stats}"
         assert fresh[-1].isfinite().all()
     assert not torch.equal(fresh[0], plain), "the pictures are those of the pipeline itself"
-    with pared.apply(pipe, method) as handle:
+    with pared.apply(way.target(pipe), method) as handle:
         for run, wanted in zip(runs, [*fresh, fresh[0]], strict=True):
             assert torch.equal(way.paint(pipe, **run), wanted), f"{run} depends on what ran before"
     stats = handle.stats[slug]
@@ -87,6 +81,34 @@ def test_a_method_on_a_pipeline(spec, way):
     for name, module in denoiser(pipe).named_modules():
         own = MethodType(type(module).forward, module)
         assert vars(module).get("forward", own) == own, f"{name} is still gone around"
+
+
+@pytest.mark.parametrize(("slug", "name"), REFUSED, ids=str)
+def test_what_a_method_refuses(slug, name):
+    """In one clear sentence, and the pipeline is left as it was."""
+    way = next(way for way in (*WAYS, *BARE) if way.name == name)
+    pipe, plain = pipeline_and_plain(way)
+    with (
+        pytest.raises(InputError, match=REFUSED[slug, name]) as refusal,
+        pared.apply(way.target(pipe), pared.parse(SPECS.get(slug, slug))),
+    ):
+        # What is in the sequence nobody knows before a call.
+        assert "kontext" in name, "it is attached all the same"
+        way.paint(pipe)
+    assert "\n" not in str(refusal.value)
+    assert not attached_to(denoiser(pipe))
+    assert torch.equal(way.paint(pipe), plain)
+
+
+@pytest.mark.parametrize("name", ["sd3.5 controlnet", "flux controlnet"])
+def test_a_controlnet_that_only_a_call_shows_is_refused(name):
+    way = next(way for way in WAYS if way.name == name)
+    pipe = way.build()
+    with (
+        pared.apply(denoiser(pipe), pared.parse(SPECS["ras"])),
+        pytest.raises(InputError, match="ControlNet"),
+    ):
+        way.paint(pipe)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)

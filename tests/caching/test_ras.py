@@ -25,15 +25,15 @@ from pared.attention.re_ttention import Rettention
 from pared.bench.peers import FirstBlockCache
 from pared.caching import ras_checks, regional
 from pared.caching.attention_map_reuse import AttentionMapReuse
-from pared.caching.ras import Ras
+from pared.caching.ras import RAS
 from pared.caching.regions import patch_metric
-from pared.caching.taylorseer import Taylorseer
+from pared.caching.taylorseer import TaylorSeer
 from pared.errors import InputError
 from pared.worlds.house import folder_of
 
 CHECKS = [f for name, f in inspect.getmembers(ras_checks) if name.startswith("check_")]
 # Of six steps these: full, filled, regional, filled, regional, regional.
-QUICK = Ras(start=2, resets=(3,))
+QUICK = RAS(start=2, resets=(3,))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
@@ -118,7 +118,7 @@ def watched(pipe):
 def test_a_run_of_a_pipeline(name):
     pipe = pipeline(name, scheduler=DDIMScheduler() if name == "pixart" else None)
     base = paint(pipe)
-    for off in (Ras(ratio=1), Ras(start=6)):
+    for off in (RAS(ratio=1), RAS(start=6)):
         with pared.apply(pipe, off) as handle:
             assert torch.equal(paint(pipe), base)
         assert handle.stats["ras"]["bytes"] == 0
@@ -180,7 +180,7 @@ def test_patches_are_ranked_by_the_guided_prediction(name, monkeypatch):
         return step(prediction, *args, **kwargs)
 
     monkeypatch.setattr(pipe.scheduler, "step", follow)
-    with pared.apply(pipe, Ras(start=2, k=0)):
+    with pared.apply(pipe, RAS(start=2, k=0)):
         seen = watched(pipe)
         paint(pipe)
     family = anatomy.of(pipe.transformer)
@@ -223,7 +223,7 @@ def test_half_precision():
 # Bare denoisers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "dit"])
 def test_a_batch_is_its_samples(name):
     model = toy(name)
     family = anatomy.of(model)
@@ -265,7 +265,7 @@ def test_a_caller_may_step_in_place():
 def test_steps_behind_the_end_are_the_models_own():
     modes = []
     model = toy("sd3")
-    settings = Ras(start=1, end=3, resets=())
+    settings = RAS(start=1, end=3, resets=())
     with pared.apply(model, settings):
         regions = ras_checks._regions(model)
         model.register_forward_hook(lambda *_: modes.append(regions.plan.mode))
@@ -291,22 +291,22 @@ def test_steps_behind_the_end_are_the_models_own():
 )
 def test_bad_settings_say_what_is_right(settings, words):
     with pytest.raises(InputError, match=words):
-        Ras(**settings)
+        RAS(**settings)
 
 
 def test_settings_survive_a_spec():
     settings = pared.parse("ras:ratio=0.25,resets=[12,20],high_ratio=0.3,ramp=256")
-    assert settings == Ras(ratio=0.25, resets=(12, 20), high_ratio=0.3, ramp=256)
+    assert settings == RAS(ratio=0.25, resets=(12, 20), high_ratio=0.3, ramp=256)
     assert pared.parse(settings.spec()) == settings
 
 
 def test_a_ramp_must_know_where_it_ends():
     model = toy("sd3")
     run = lambda: ras_checks._run(model, ras_checks._latents(model, 4))  # noqa: E731
-    with pared.apply(model, Ras(start=1, ramp=8)), pytest.raises(InputError, match="give steps or"):
+    with pared.apply(model, RAS(start=1, ramp=8)), pytest.raises(InputError, match="give steps or"):
         run()
     for known in ({"steps": 4}, {"end": 4}):
-        with pared.apply(model, Ras(start=1, ramp=8, ramp_every=1, **known)) as handle:
+        with pared.apply(model, RAS(start=1, ramp=8, ramp_every=1, **known)) as handle:
             run()
         stats = handle.stats["ras"]
         assert stats["active_patches"] == (32 + 8) + 32 + (32 - 8), stats
@@ -317,33 +317,33 @@ def test_other_schedulers_are_warned_of():
     for scheduler in (DDIMScheduler(), odd):
         pipe = pipeline("pixart", scheduler=scheduler)
         with pytest.warns(UserWarning, match=f"{type(scheduler).__name__} may mix"):
-            pared.apply(pipe, Ras()).remove()
+            pared.apply(pipe, RAS()).remove()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pared.apply(pipeline("sd3"), Ras()).remove()
-        pared.apply(toy("pixart"), Ras()).remove()
+        pared.apply(pipeline("sd3"), RAS()).remove()
+        pared.apply(toy("pixart"), RAS()).remove()
 
 
 def test_a_control_net_is_refused():
     net = SD3ControlNetModel.from_transformer(toy("sd3"), num_layers=1)
     pipe = pipeline("sd3", StableDiffusion3ControlNetPipeline, controlnet=net)
     with pytest.raises(InputError, match="whose ControlNet adds to all patches"):
-        pared.apply(pipe, Ras())
+        pared.apply(pipe, RAS())
     assert not pipe.transformer._forward_hooks
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "pixart"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "pixart", "dit"])
 def test_what_reuses_the_same_is_refused(name):
     """Maps of the attentions whose keys it keeps, and the output of the whole."""
     model, maps = toy(name), r"reuses \S*transformer_blocks\.0\.attn1?"
-    whole = [Taylorseer(sites="output"), FirstBlockCache()]
+    whole = [TaylorSeer(sites="output"), FirstBlockCache()]
     others = [
         (AttentionMapReuse(), maps),
         (Rettention(), maps),
         *((w, "reuses deno") for w in whole),
     ]
     for other, words in others:
-        for pair in ((Ras(), other), (other, Ras())):
+        for pair in ((RAS(), other), (other, RAS())):
             with pytest.raises(InputError, match=f"{pair[1].info.slug} {words}.* already reuses"):
                 pared.apply(model, *pair)
     assert not model._forward_pre_hooks and not hasattr(model, "pared_leader")
@@ -352,18 +352,18 @@ def test_what_reuses_the_same_is_refused(name):
 def test_what_else_is_refused():
     model = toy("pixart")
     attn = anatomy.of(model).sites("self_attention")[0].module
-    with pared.apply(model, Ras(start=1)):
+    with pared.apply(model, RAS(start=1)):
         ras_checks._call(model, torch.randn(1, 4, 16, 16))
         with pytest.raises(InputError, match="takes no attention mask"):
             attn(torch.randn(1, 64, 32), attention_mask=torch.zeros(1, 1, 64))
     pared.convert(model, EDiT())
     with pytest.raises(InputError, match=r"ras reuses transformer_blocks\.0\.attn1, which edit"):
-        pared.apply(model, Ras())
+        pared.apply(model, RAS())
     config = presets.get("toy:pixart").denoiser.config | {"in_channels": 1, "out_channels": 2}
     narrow = type(model)(**config)
     with pytest.raises(InputError, match=r"one channel; use metric=norm"):
-        pared.apply(narrow, Ras())
-    with pared.apply(narrow, Ras(start=1, metric="norm")) as handle:
+        pared.apply(narrow, RAS())
+    with pared.apply(narrow, RAS(start=1, metric="norm")) as handle:
         ras_checks._run(narrow, ras_checks._latents(narrow, 3))
     assert handle.stats["ras"]["reused"] == 2 * 2
 
@@ -371,7 +371,7 @@ def test_what_else_is_refused():
 def test_reference_images_are_refused():
     model = toy("flux")
     family = anatomy.of(model)
-    with pared.apply(model, Ras()):
+    with pared.apply(model, RAS()):
         latents, timestep, condition = family.example(1, 8, 8, text_tokens=5)
         ids = flux.image_ids(4, 4)
         with pytest.raises(InputError, match="don't form one grid"):
@@ -419,7 +419,7 @@ def test_what_keeps_a_trained_model_near_its_own_pictures(monkeypatch):
     base, usual = latents(), {"ratio": 0.25, "resets": (12, 20)}
 
     def distance(**settings):
-        with pared.apply(pipe, Ras(**(usual | settings))):
+        with pared.apply(pipe, RAS(**(usual | settings))):
             return float((latents() - base).square().mean().sqrt())
 
     ras, slight = distance(), distance(k=0.1)

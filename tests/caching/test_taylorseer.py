@@ -19,14 +19,14 @@ import pared
 from pared import anatomy
 from pared.anatomy import presets
 from pared.caching import taylorseer_checks
-from pared.caching.delta_dit import DeltaDit
-from pared.caching.taylorseer import Taylorseer
+from pared.caching.delta_dit import DeltaDiT
+from pared.caching.taylorseer import TaylorSeer
 from pared.errors import InputError
 from pared.worlds.house import folder_of
 
 CHECKS = [f for name, f in inspect.getmembers(taylorseer_checks) if name.startswith("check_")]
 SITES = ("module", "block", "output")
-QUICK = Taylorseer(interval=3, warmup=2)
+QUICK = TaylorSeer(interval=3, warmup=2)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
@@ -81,7 +81,7 @@ def paint(pipe, steps=9, seed=0, **call):
 def test_a_run_of_a_pipeline(sites):
     pipe = pixart()
     base = paint(pipe)
-    settings = Taylorseer(interval=3, warmup=2, sites=sites)
+    settings = TaylorSeer(interval=3, warmup=2, sites=sites)
     with pared.apply(pipe, settings) as handle:
         first = paint(pipe)
         paint(pipe, 3, seed=5)
@@ -102,13 +102,13 @@ def test_a_run_of_a_pipeline(sites):
 @pytest.mark.parametrize("sites", SITES)
 def test_guidance_in_turn_is_guidance_on_a_joint_batch(sites):
     pipe = pixart()
-    with pared.apply(pipe, Taylorseer(interval=3, warmup=2, sites=sites)):
+    with pared.apply(pipe, TaylorSeer(interval=3, warmup=2, sites=sites)):
         joint = paint(pipe)
     model, scheduler = pipe.transformer, pipe.scheduler
     text, mask = torch.randn(1, 4, 64, generator=seeded(7)), torch.ones(1, 4)
     family, latents = anatomy.of(model), torch.randn(1, 4, 8, 8, generator=seeded())
     scheduler.set_timesteps(9)
-    with pared.apply(model, Taylorseer(interval=3, warmup=2, sites=sites)), torch.no_grad():
+    with pared.apply(model, TaylorSeer(interval=3, warmup=2, sites=sites)), torch.no_grad():
         for time in scheduler.timesteps:
             plain, prompted = (
                 family.denoise(model, latents, time[None], {"text": each, "mask": mask})
@@ -123,9 +123,10 @@ def test_guidance_in_turn_is_guidance_on_a_joint_batch(sites):
 def test_schedulers_that_repeat_timesteps():
     """Rounds of the loop count: Heun makes 2 n - 1, PNDM n + 1."""
     pipe = pixart(HeunDiscreteScheduler())
-    with pared.apply(pipe, QUICK) as handle:
-        assert torch.equal(paint(pipe, 5), paint(pipe, 5))
-    assert handle.stats["taylorseer"]["computed"] == 2 * 6 * 4  # 0, 1, 4, 7 of 9
+    for clock in ("step", "time"):
+        with pared.apply(pipe, TaylorSeer(interval=3, warmup=2, clock=clock)) as handle:
+            assert torch.equal(paint(pipe, 5), paint(pipe, 5))
+        assert handle.stats["taylorseer"]["computed"] == 2 * 6 * 4  # 0, 1, 4, 7 of 9
     parts = ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
     pipe = quiet(
         StableDiffusionPipeline(
@@ -150,8 +151,11 @@ def test_schedulers_that_repeat_timesteps():
 
     base = run()
     for sites, places in (("module", 12), ("block", 4), ("output", 1)):
-        with pared.apply(pipe, Taylorseer(interval=3, warmup=2, sites=sites)) as handle:
-            assert torch.equal(run(), found := run()) and not torch.equal(found, base)
+        for clock in ("time", "step"):
+            settings = TaylorSeer(interval=3, warmup=2, sites=sites, clock=clock)
+            with pared.apply(pipe, settings) as handle:
+                assert torch.equal(run(), found := run()) and not torch.equal(found, base)
+                assert found.isfinite().all()
         assert handle.stats["taylorseer"]["computed"] == 2 * places * 4  # of 9
 
 
@@ -183,7 +187,7 @@ def test_sd3_with_two_streams_and_a_last_block_without_text(sites):
         ).images
 
     base = run()
-    with pared.apply(pipe, Taylorseer(interval=3, warmup=2, sites=sites)) as handle:
+    with pared.apply(pipe, TaylorSeer(interval=3, warmup=2, sites=sites)) as handle:
         found = run()
         assert torch.equal(run(), found) and not torch.equal(found, base)
         # Skip-layer guidance makes a third call, for a time, with a memory of its own.
@@ -203,24 +207,24 @@ def test_a_site_that_missed_full_steps_is_computed_when_it_is_too_old():
     family = anatomy.of(model)
     latents, timestep, condition = family.example(1, 8, 8, generator=seeded())
     computed = []
-    delta = DeltaDit(cached=2, rule="rear")
+    delta = DeltaDiT(cached=2, rule="rear")
     with pared.apply(model, delta, QUICK), torch.no_grad():
         block = family.blocks[0].module
         seer = block.attn1.forward.around.site.seer
         for step in range(12):
             family.denoise(model, latents, timestep - 10 * step, condition)
-            (history,) = {h.steps[0] for h in seer.clock.kept.values()}
-            computed.append(history == step)
+            (last,) = {known.step for known in seer.clock.kept.values()}
+            computed.append(last == step)
     assert [step for step in range(12) if computed[step]] == [0, 4, 8, 10]
 
 
 def test_over_delta_dit_both_claim_different_places():
     model = toy("pixart")
     for sites in ("module", "output"):
-        with pared.apply(model, DeltaDit(steps=8), Taylorseer(sites=sites)) as handle:
+        with pared.apply(model, DeltaDiT(steps=8), TaylorSeer(sites=sites)) as handle:
             assert handle.stats.keys() == {"delta-dit", "taylorseer"}
     for sites in SITES:
-        method = Taylorseer(sites=sites)
+        method = TaylorSeer(sites=sites)
         with pared.apply(model, method), pytest.raises(InputError, match="which taylorseer alr"):
             pared.apply(model, method)
 
@@ -242,7 +246,7 @@ def test_over_delta_dit_both_claim_different_places():
 )
 def test_chosen_sites_alone_are_forecast(family, settings, wanted):
     model = toy(family)
-    with pared.apply(model, Taylorseer(warmup=1, interval=2, **settings)) as handle:
+    with pared.apply(model, TaylorSeer(warmup=1, interval=2, **settings)) as handle:
         outputs(model, (900, 800))
     by_site = handle.stats["taylorseer"]["by_site"]
     prefixes = ("single_transformer_blocks.", "transformer_blocks.")
@@ -267,7 +271,7 @@ def test_half_precision_and_the_type_of_factors(sites):
     held = {}
     for dtype in (None, "float32", "bfloat16"):
         model = toy("flux").to(torch.bfloat16)
-        settings = Taylorseer(interval=4, warmup=2, order=2, sites=sites, dtype=dtype)
+        settings = TaylorSeer(interval=4, warmup=2, order=2, sites=sites, dtype=dtype)
         plain = outputs(model, times)
         with pared.apply(model, settings) as handle:
             found = outputs(model, times)
@@ -279,10 +283,31 @@ def test_half_precision_and_the_type_of_factors(sites):
     assert held[None] == held["float32" if sites == "block" else "bfloat16"]
 
 
+@pytest.mark.parametrize("predictor", ["taylor", "newton"])
+def test_series_by_the_clock_of_timesteps(predictor):
+    """y_1 + (y_1 - y_0) (t - t_1) / (t_1 - t_0), at equal gaps that of the steps' numbers."""
+    model, times = toy("pixart"), (900, 700, 650, 640, 300)
+    plain = outputs(model, times)
+    settings = {"warmup": 2, "interval": 4, "sites": "output", "predictor": predictor}
+    with pared.apply(model, TaylorSeer(**settings, clock="time")):
+        found = outputs(model, times)
+    slope = (plain[1] - plain[0]) / (700 - 900)
+    for time, output in zip(times[2:], found[2:], strict=True):
+        torch.testing.assert_close(output, plain[1] + slope * (time - 700), rtol=1e-5, atol=1e-5)
+    with pared.apply(model, TaylorSeer(**settings)):
+        assert not torch.allclose(outputs(model, times)[2], found[2], rtol=1e-3, atol=1e-3)
+    even, same = range(900, 200, -100), {}
+    for clock in ("step", "time"):
+        with pared.apply(model, TaylorSeer(**settings, order=2, clock=clock)):
+            same[clock] = outputs(model, even)
+    for one, other in zip(*same.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_newton_and_taylor_part_at_the_second_order():
     model, found = toy("pixart"), {}
     for predictor, order in product(("taylor", "newton"), (0, 1, 2)):
-        with pared.apply(model, Taylorseer(interval=4, order=order, predictor=predictor)):
+        with pared.apply(model, TaylorSeer(interval=4, order=order, predictor=predictor)):
             found[predictor, order] = outputs(model, range(900, 0, -100))[-1]
     for order in (0, 1):
         torch.testing.assert_close(found["taylor", order], found["newton", order])
@@ -294,7 +319,7 @@ def test_the_forecast_output_comes_as_the_model_gives_it():
     """As a tuple or as diffusers' class; and what the caller does to it leaves the next alone."""
     model = toy("dit")
     latents, timestep, condition = anatomy.of(model).example(1, 8, 8, generator=seeded())
-    settings = Taylorseer(warmup=1, interval=4, order=0, sites="output")
+    settings = TaylorSeer(warmup=1, interval=4, order=0, sites="output")
     for given, kind in ({"return_dict": False}, tuple), ({}, None):
         with pared.apply(model, settings), torch.no_grad():
             samples = []
@@ -314,6 +339,7 @@ def test_the_forecast_output_comes_as_the_model_gives_it():
         ({"interval": 0}, r"interval=0 doesn't work: .*default is 4"),
         ({"warmup": 0}, r"warmup=0 doesn't work: .*default is 3"),
         ({"order": -1}, r"order=-1 doesn't work: .*default is 1"),
+        ({"clock": "sigma"}, r"clock='sigma' doesn't work: .*'step' or 'time'"),
         ({"sites": "all"}, r"sites='all' doesn't work: .*'module', 'block' or 'output'"),
         ({"kinds": ["ff"]}, r"kinds='ff' doesn't work: .*'feed_forward'"),
         ({"sites": "block", "kinds": ["feed_forward"]}, r"kinds choose modules, and sites=block"),
@@ -322,15 +348,15 @@ def test_the_forecast_output_comes_as_the_model_gives_it():
 )
 def test_bad_settings_say_what_is_right(settings, words):
     with pytest.raises(InputError, match=words):
-        Taylorseer(**settings)
+        TaylorSeer(**settings)
 
 
 def test_refusals():
     model = toy("pixart")
     with pytest.raises(InputError, match=r"layers=\[7\] don't exist in PixArt.* the blocks 0 to 1"):
-        pared.apply(model, Taylorseer(layers=(0, 7)))
+        pared.apply(model, TaylorSeer(layers=(0, 7)))
     with pytest.raises(InputError, match=r"taylorseer can't be used .*it finds no site there"):
-        pared.apply(model, Taylorseer(kinds=("joint_attention",)))
+        pared.apply(model, TaylorSeer(kinds=("joint_attention",)))
     model = toy("sd3")
     model.enable_forward_chunking(8, dim=1)
     with pared.apply(model, QUICK), pytest.raises(InputError, match=r"ff runs several times in on"):
@@ -371,7 +397,7 @@ def test_a_forecast_is_nearer_than_reuse_and_than_fewer_steps():
     base = latents()
     distance = {"14 steps": distance_to(base, latents(14))}
     for interval, order in product((3, 4, 6), (0, 1)):
-        with pared.apply(pipe, Taylorseer(interval=interval, order=order)):
+        with pared.apply(pipe, TaylorSeer(interval=interval, order=order)):
             distance[interval, order] = distance_to(base, latents())
     for interval in (3, 4, 6):
         assert distance[interval, 1] < 0.9 * distance[interval, 0], distance

@@ -7,6 +7,7 @@ from diffusers import PixArtTransformer2DModel
 from PIL import Image
 
 from pared.cli import pictures
+from tests.caching.pipelines import WAYS
 
 
 def pixels(path):
@@ -67,6 +68,16 @@ def test_a_student_that_reads_the_scale_is_called_once_a_step(run, pipeline, mon
         assert calls == [(1, weight)] * 2
 
 
+def test_classes(run, tmp_path):
+    way = next(way for way in WAYS if way.family == "dit")
+    way.build().save_pretrained(tmp_path / "classes")
+    result = run("sample", "classes", 207, 360, "--steps", 2, "--guidance", 2, "-o", "out")
+    assert result.exit_code == 0, result.output
+    names = ["01-207.png", "02-360.png", "sheet.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert pixels(tmp_path / "out" / names[0]) != pixels(tmp_path / "out" / names[1])
+
+
 @pytest.fixture
 def class_pipeline(tmp_path):
     """The index of a pipeline that takes class labels; no weights are needed to refuse it."""
@@ -81,7 +92,10 @@ def class_pipeline(tmp_path):
         (["PIPE", "cat"], "missing option '-o' / '--output'"),
         (["toy:dit", "cat", "-o", "x"], "toy:dit is a configuration with random weights"),
         (["house:vae", "cat", "-o", "x"], "house:vae is a single model; painting needs a whole"),
-        (["dit", "cat", "-o", "x"], "dit is a DiTPipeline, which takes no prompt"),
+        (["dit", "cat", "-o", "x"], "dit is a DiTPipeline, which takes no prompt but classes, and"),
+        (["dit", "1000", "-o", "x"], "'1000' is none of them; give a number from 0 to 999"),
+        (["dit", "7", "--scale", "2", "-o", "x"], "dit paints classes, which can't be refined"),
+        (["dit", "7", "--height", "64", "-o", "x"], "which takes no --height"),
         (["PIPE", "cat", "dog", "-o", "x.png"], "x.png is one picture, but there are 2 prompts"),
         (["PIPE", "cat", "-o", "dir.png"], "dir.png is a folder"),
         (["PIPE", "cat", "-o", "notes.txt"], "notes.txt is a file that isn't named .png"),

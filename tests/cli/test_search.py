@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from pared.bench.subjects import CLASSES
 from pared.caching.runs import Runs
 from pared.caching.schedules import ReuseSchedule, hurry
 from pared.worlds import emoji
+from tests.caching.pipelines import WAYS
 
 QUICK = ["--steps", 4, "--count", 2, "--prompts", 2, "--latents", "--guidance", 1]
 
@@ -57,6 +59,46 @@ def test_a_stopped_search_goes_on(run, tmp_path, pipeline, monkeypatch):
     assert asked.count(hurry(4, 2)) == 1 and len(set(asked)) == len(asked) - 1
 
 
+def test_curves_of_single_steps(run, tmp_path, pipeline):
+    words = [*QUICK, "--way", "adjacent", "--out", "s.json", "--curve", "new/curve.html"]
+    result = run("search", pipeline, *words)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "new" / "curve.html").read_text()
+    assert "Reuse at one step alone" in page and "Any small error" in page
+    # Three of four steps can reuse, on plots for wide and for narrow screens.
+    assert page.count('class="dot"') == 2 * 2 * 3
+    scores = [json.loads(line) for line in (tmp_path / "s.json.log").read_text().splitlines()[1:]]
+    alone = {row["bits"]: row["psnr"] for row in scores if sum(map(int, row["bits"])) == 1}
+    assert sorted(alone) == ["0001", "0010", "0100"]
+    best = max(alone, key=lambda bits: alone[bits]).index("1")
+    assert f"Reuse harms least at step {best} " in page
+
+
+def test_a_model_of_classes(run, tmp_path):
+    way = next(way for way in WAYS if way.family == "dit")
+    way.build().save_pretrained(tmp_path / "dit")
+    words = ["--steps", 4, "--count", 2, "--prompts", 2, "--guidance", 2, "--way", "adjacent"]
+    result = run("search", "dit", *words, "--out", "s.json", "--curve", "curve.html")
+    assert result.exit_code == 0, result.output
+    log = json.loads((tmp_path / "s.json.log").read_text().splitlines()[0])
+    assert len(set(log["prompts"])) == 2 and not set(log["prompts"]) & set(CLASSES)
+    page = (tmp_path / "curve.html").read_text()
+    # Its pipeline gives pictures alone, so no error can be followed through latents.
+    assert "Reuse at one step alone" in page and "Any small error" not in page
+    told = result.stdout.partition("use it by: pared ")[2].split()
+    told[told.index("PROMPT")] = "207"
+    result = run(*told, "--guidance", 2)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "picture.png").exists()
+    for more, part in (
+        (["--latents"], "dit gives pictures alone"),
+        (["--prompts", 999], "there are 996 classes"),
+        (["--height", 64], "takes no --height"),
+    ):
+        result = run("search", "dit", *words, *more, "--out", "t.json")
+        assert result.exit_code == 2 and part in result.stderr
+
+
 @pytest.mark.parametrize(
     "words, part",
     [
@@ -65,7 +107,8 @@ def test_a_stopped_search_goes_on(run, tmp_path, pipeline, monkeypatch):
         (["PIPE", "--count", "20", "-o", "x"], "20 of 20 steps can't reuse: the first computes"),
         (["PIPE", "--count", "0", "-o", "x"], "0 is not in the range x>=1"),
         (["toy:dit", "--count", "3", "-o", "x"], "toy:dit is a configuration with random weights"),
-        (["PIPE", "--count", "3", "-o", "."], "is a folder; give the name of a .json file"),
+        (["PIPE", "--count", "3", "-o", "."], "is a folder; give the name of a file, e.g. sched"),
+        (["PIPE", "--count", "3", "-o", "x", "--curve", "."], "is a folder; give the name of a f"),
         (["PIPE", "--count", "3", "--method", "edit", "-o", "x"], "use `pared convert`"),
         (
             ["PIPE", "--count", "3", "--method", "re-ttention", "-o", "x"],

@@ -75,6 +75,17 @@ def test_newton_is_exact_for_polynomials_whatever_the_gaps(steps, coefficients, 
     torch.testing.assert_close(found, value(steps[-1] + ahead), rtol=1e-9, atol=1e-7)
 
 
+@pytest.mark.parametrize("predictor", ["taylor", "newton"])
+def test_a_step_that_comes_twice_keeps_the_differences_and_takes_the_later_value(predictor):
+    seer = Forecaster(1, predictor)
+    history = history_of(seer, (-900.0, -700.0), polynomial(3, 2))
+    later = polynomial(3, 2)(-700.0) + 5
+    history = seer.updated(history, -700.0, (later,))
+    assert history.steps == (-700.0, -900.0)
+    torch.testing.assert_close(seer.forecast(history, -700.0)[0], later)
+    torch.testing.assert_close(seer.forecast(history, -650.0)[0], later + 2 * 50)
+
+
 def test_taylor_is_exact_for_lines_and_off_by_a_n_k_for_squares():
     line = history_of(Forecaster(3), (0, 1, 2, 6, 10), polynomial(5, -3))
     torch.testing.assert_close(Forecaster(3).forecast(line, 13)[0], polynomial(5, -3)(13))

@@ -204,7 +204,7 @@ def test_what_attentions_are_compared_by_is_sentences_and_small():
 
     plan = recipe.read(RECIPES / "recognition" / "sentences.toml")
     recipe.check(plan)
-    assert "sentences" in plan.data.source and plan.data.snr == (0, 15)
+    assert "sentences" in plan.data.source and plan.data.snr == (5, 25)
     extractor = extractor_of(plan.data.extractor)
     found = started(plan.model, recipe.build, extractor, Characters())
     assert 1.0e6 < sum(p.numel() for p in found.model.parameters()) < 1.6e6

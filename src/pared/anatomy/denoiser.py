@@ -5,6 +5,7 @@ the same. `Grid` tells height and width in tokens of the call that is running, `
 conversion reads of the condition deep inside a model.
 """
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -22,11 +23,35 @@ from pared.errors import InputError
 ENCODED_AT_ONCE = 256
 
 
+class OfCall:
+    """An attribute of a `Grid`: what the last call in this thread set it to.
+
+    Threads that never called the model see what any of them set last: a backward pass with
+    checkpointing runs layers again in a thread of its own.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, grid: "Grid | None", owner: type) -> Any:
+        if grid is None:
+            return self
+        value = getattr(grid._own, self.name, grid._last.get(self.name))
+        if isinstance(value, InputError):  # that it couldn't be read is told to whoever asks
+            raise value
+        return value
+
+    def __set__(self, grid: "Grid", value: Any) -> None:
+        setattr(grid._own, self.name, value)
+        grid._last[self.name] = value
+
+
 class Grid:
     """Height and width, in tokens, of the call that is running.
 
     It is itself the forward pre-hook that keeps it up to date; copies of a model copy it along.
-    Denoisers install it through `Denoiser.grid`.
+    Threads that call one model at the same time see their own. Denoisers install it through
+    `Denoiser.grid`.
 
     Args:
         patch: side of a token, in pixels of the module's input.
@@ -37,9 +62,18 @@ class Grid:
     """
 
     image_first: ClassVar[bool] = True
+    height = OfCall()
+    width = OfCall()
 
     def __init__(self, patch: int = 1) -> None:
-        self.patch, self.height, self.width = patch, 0, 0
+        self.patch = patch
+        self._own, self._last = threading.local(), {"height": 0, "width": 0}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_own"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _own=threading.local(), _last=dict(state["_last"]))
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.height, self.width = self.measure(args, kwargs)
@@ -53,6 +87,14 @@ class Grid:
     def tokens(self) -> int:
         """Image tokens of the call."""
         return self.height * self.width
+
+    def require(self) -> None:
+        """Refuse a call whose tokens form no grid; for who needs one, and hasn't read it yet.
+
+        Raises:
+            InputError: they form none.
+        """
+        _ = self.tokens
 
     def streams(self, length: int, image: int | None = None) -> tuple[slice, slice]:
         """Which tokens of a joint sequence are image and which are text.
@@ -209,6 +251,10 @@ class Denoiser(Family):
         return torch.take_along_dim(embedded, ids[..., None], dim=1)
 
     # Calling the denoiser -------------------------------------------------------------------------
+
+    def told(self, timestep: Tensor) -> Tensor:
+        """What the stock pipeline tells the model at timesteps of its scheduler, from 0 to 1000."""
+        return timestep
 
     def denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]

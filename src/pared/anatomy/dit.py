@@ -29,6 +29,8 @@ class DiT(Denoiser):
         {"height": 12, "width": 12},
     )
     timestep_embedder = "transformer_blocks.*.norm1.emb.timestep_embedder"
+    embedder = "pos_embed"
+    output_layer = "proj_out_2"
 
     @property
     def blocks(self) -> tuple[Block, ...]:

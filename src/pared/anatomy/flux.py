@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pared.anatomy.base import Block, Branch, Parts, Role, Site, block_of
-from pared.anatomy.denoiser import Denoiser, Grid
+from pared.anatomy.denoiser import Denoiser, Grid, OfCall
 from pared.errors import InputError
 
 # Latent pixels per token and side; fixed by the pipeline, in no configuration.
@@ -37,10 +37,18 @@ class PackedGrid(Grid):
     """
 
     image_first = False
+    _ids = OfCall()
 
     def __init__(self) -> None:
         super().__init__(PACK)
-        self._ids: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        try:
+            super().__call__(module, args, kwargs)
+        except InputError as error:
+            # For whoever reads the grid. Nobody may: methods that were taken off leave it behind.
+            self.height = self.width = error
+            self._ids = None
 
     def measure(self, args: tuple, kwargs: dict[str, Any]) -> tuple[int, int]:
         ids = kwargs["img_ids"] if "img_ids" in kwargs else args[4]
@@ -121,6 +129,9 @@ class Flux(Denoiser):
             )
         return super().linear_layers(site, role)
 
+    def told(self, timestep: Tensor) -> Tensor:
+        return timestep / 1000
+
     def _denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
@@ -139,7 +150,7 @@ class Flux(Denoiser):
             hidden_states=pack(latents),
             encoder_hidden_states=text,
             pooled_projections=self._take(condition, "pooled"),
-            timestep=timestep / 1000,
+            timestep=self.told(timestep),
             img_ids=image_ids(height, width).to(device),
             txt_ids=torch.zeros(text.shape[1], 3, device=device),
             guidance=guidance,

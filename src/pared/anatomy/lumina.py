@@ -101,6 +101,9 @@ class Lumina(Denoiser):
         # The mask is one of keys, which stay all tokens.
         return super().some_tokens(tokens, ids), mask, size, super().some_tokens(rotary, ids)
 
+    def told(self, timestep: Tensor) -> Tensor:
+        return 1 - timestep / 1000
+
     def _denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
@@ -117,7 +120,7 @@ class Lumina(Denoiser):
         )
         velocity = model(
             hidden_states=latents,
-            timestep=1 - timestep / 1000,
+            timestep=self.told(timestep),
             encoder_hidden_states=self._take(condition, "text"),
             encoder_mask=self._take(condition, "mask"),
             image_rotary_emb=rotary,

@@ -19,6 +19,7 @@ SOFTMAX_PROCESSORS = (
     "XFormersJointAttnProcessor",
     "FluxAttnProcessor",
     "LuminaAttnProcessor2_0",
+    "WanAttnProcessor",
 )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.anatomy.base import Block, Parts, Site, block_of
-from pared.anatomy.denoiser import Denoiser, Grid
+from pared.anatomy.denoiser import Denoiser, Grid, OfCall
 from pared.errors import InputError
 
 PARTS: Parts = {"attn1": "self_attention", "attn2": "cross_attention", "ffn": "feed_forward"}
@@ -35,9 +35,12 @@ class VideoGrid(Grid):
         frames: number of frames, in tokens.
     """
 
+    frames = OfCall()
+
     def __init__(self, patch: tuple[int, int, int]) -> None:
         super().__init__(patch[-1])
-        self.frame_patch, self.frames = patch[0], 0
+        self.frame_patch = patch[0]
+        self._last["frames"] = 0
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         super().__call__(module, args, kwargs)

@@ -16,6 +16,8 @@ warm-ups are multiples of it); a band has at least one neighbour on either side,
 all keys, which a band as wide as the image wouldn't; in joint attention all queries keep the
 prompt's keys and the prompt's queries keep all keys, so that their rho is 1, their R is zero, and
 neither moves; where guidance calls for prompt and negative prompt in turn, each has its own memory.
+A band of the token order is one of a picture's rows: Wan isn't served, whose videos would need one
+in every frame, nor Lumina-Next, whose queries share keys and whose attentions hand on heads.
 Not verified: quality and speed at the paper's scale; on GPUs the band is gathered by plain PyTorch,
 not by a fused kernel. On the small trained model that comes with pared R alone does as well as
 both.
@@ -123,7 +125,7 @@ class Rettention(RuntimeMethod):
                 # The hook that measures the grid stays behind: it changes nothing, others share it.
                 ours = _processor(site, family.grid(site), Reshape(plan, site.path))
                 undo.callback(attn.set_processor, attn.processor)
-                attn.set_processor(Switch(plan, attn.processor, ours))
+                attn.set_processor(Switch(plan, site.path, attn.processor, ours))
             return Handle(undo.pop_all(), (self,), plan.clock.stats)
 
 
@@ -215,9 +217,11 @@ class Reshape:
         if self.plan.mode == "cache" or self.path not in memory:
             keys = (image.key, image.value) if text is None else all_keys(image, text)
             full = dense_attention(image.query, *keys)
+            self.plan.clock.done[self.path] = "computed"
             rho, residual = statistics(full, sparse)
             memory[self.path] = Kept(rho.detach(), residual.detach().to(dtype))
             return full.output.to(dtype)
+        self.plan.clock.done[self.path] = "reused"
         kept = memory[self.path]
         memory[self.path] = ramped(kept, settings.ramp, settings.clamp)
         return reshaped(sparse.output, kept).to(dtype)
@@ -226,8 +230,8 @@ class Reshape:
 class Switch:
     """An attention's processor: its own in the warm-up, bit for bit, and ours behind it."""
 
-    def __init__(self, plan: Plan, own: Any, ours: nn.Module) -> None:
-        self.plan, self.own, self.ours = plan, own, ours
+    def __init__(self, plan: Plan, path: str, own: Any, ours: nn.Module) -> None:
+        self.plan, self.path, self.own, self.ours = plan, path, own, ours
 
     def __call__(
         self,
@@ -243,7 +247,10 @@ class Switch:
                 "re-ttention keeps a band of all image tokens and takes no attention mask; call "
                 "the model without one."
             )
-        processor = self.own if self.plan.mode == "plain" else self.ours
+        processor = self.ours
+        if self.plan.mode == "plain":
+            self.ours.grid.require()  # later calls read it, and it's better to refuse the first
+            processor, self.plan.clock.done[self.path] = self.own, "computed"
         return processor(attn, hidden_states, encoder_hidden_states, None, *args, **kwargs)
 
 

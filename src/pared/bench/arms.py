@@ -29,6 +29,7 @@ class Arm:
         subject: what runs; has its own denoiser where that differs from the base's.
         methods: run-time methods, attached around each of its runs.
         steps: of a run, where it differs from the subject's own.
+        converted: what its denoiser, a copy, was converted with here.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Arm:
     subject: Subject
     methods: tuple[RuntimeMethod, ...] = ()
     steps: int | None = None
+    converted: tuple[Conversion, ...] = ()
 
     @property
     def stack(self) -> tuple[Method, ...]:
@@ -110,13 +112,14 @@ def _method(arm: str, given: Any) -> Method:
 
 
 def _with_methods(subject: Subject, name: str, methods: list[Method]) -> Arm:
-    conversions = [m for m in methods if isinstance(m, Conversion)]
+    conversions = tuple(m for m in methods if isinstance(m, Conversion))
     attached = tuple(m for m in methods if isinstance(m, RuntimeMethod))
     if conversions:
         # Converted on a copy: the user's model stays as it is.
         model = copy.deepcopy(anatomy.unwrap(subject.model))
         subject = subject.with_model(method.convert(model, *conversions).eval())
-    arm = Arm(name, "converted" if conversions else "runtime", subject, attached)
+    kind: Kind = "converted" if conversions else "runtime"
+    arm = Arm(name, kind, subject, attached, converted=conversions)
     with arm.attached():  # refuses what doesn't fit, before anything is measured
         return arm
 

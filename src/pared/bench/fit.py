@@ -97,6 +97,36 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """What a budget was measured with, and holds for.
+
+    Attributes:
+        model: that was fitted, as it was named.
+        sampler: class of its scheduler.
+        dtype: of its weights, as `torch` names it.
+        call: arguments of the pipeline's call, beside prompt and steps.
+    """
+
+    model: str
+    sampler: str
+    dtype: str
+    call: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan(Conditions):
+    """How to run a model: what `pared sample` takes of a file that `Fit.save` wrote.
+
+    Attributes:
+        stack: specs of run-time methods.
+        steps: of a run.
+    """
+
+    stack: Stack
+    steps: int
+
+
+@dataclass(frozen=True)
 class Fit:
     """What was found.
 
@@ -106,6 +136,7 @@ class Fit:
         trials: all candidates, those measured longest first.
         budget: that was asked for.
         complete: whether the search came to its end.
+        conditions: what it holds for.
     """
 
     best: Trial
@@ -113,10 +144,12 @@ class Fit:
     trials: tuple[Trial, ...]
     budget: Budget
     complete: bool
+    conditions: Conditions
 
     def to_dict(self) -> dict[str, Any]:
         """The plan that `pared sample --plan` takes, with what was measured."""
         return {
+            **asdict(self.conditions),
             "with": list(self.best.stack),
             "steps": self.best.steps,
             "budget": {k: v for k, v in asdict(self.budget).items() if v is not None},
@@ -146,15 +179,22 @@ def _row(trial: Trial) -> dict[str, Any]:
     }
 
 
-def read_plan(path: str | Path) -> tuple[list[str], int]:
-    """Specs and steps of a plan that `Fit.save` wrote.
+def read_plan(path: str | Path) -> Plan:
+    """A plan that `Fit.save` wrote.
 
     Raises:
         InputError: the file isn't there, or is no such plan.
     """
     try:
         plan = json.loads(Path(path).read_text())
-        return [str(spec) for spec in plan["with"]], int(plan["steps"])
+        return Plan(
+            model=str(plan["model"]),
+            sampler=str(plan["sampler"]),
+            dtype=str(plan["dtype"]),
+            call=dict(plan["call"]),
+            stack=tuple(str(spec) for spec in plan["with"]),
+            steps=int(plan["steps"]),
+        )
     except OSError:
         raise InputError(f"there is no plan {path}; `pared fit` writes one.") from None
     except (ValueError, KeyError, TypeError):
@@ -171,6 +211,7 @@ def fit(
     pairs: bool = True,
     on_round: Callable[[list[Trial], int], None] | None = None,
     on_picture: Callable[[int, int], None] | None = None,
+    name: str | None = None,
     **call: Any,
 ) -> Fit:
     """Find the best way to run a pipeline under a budget.
@@ -185,6 +226,7 @@ def fit(
         pairs: try the best methods in pairs too.
         on_round: is told the candidates left and the pictures of each, before a round.
         on_picture: is told (paintings done, paintings of this round).
+        name: of the model, to stand in the plan; by default where the pipeline was loaded from.
         call: further arguments of the pipeline's call, `num_inference_steps` among them.
 
     Returns:
@@ -204,7 +246,17 @@ def fit(
     stacks = grid.attachable(subject.target, specs)
     trials = [Trial(stack, subject.steps) for stack in stacks] + _fewer(subject.steps)
     search = Search(subject, budget, trials, on_round or _silent, on_picture or _silent)
-    return search.run(pairs)
+    return search.run(pairs, _conditions(subject, name))
+
+
+def _conditions(subject: PipelineSubject, name: str | None) -> Conditions:
+    place = name or getattr(subject.target, "name_or_path", None)
+    return Conditions(
+        model=str(place or type(subject.target).__name__),
+        sampler=type(subject.target.scheduler).__name__,
+        dtype=str(next(subject.model.parameters()).dtype).removeprefix("torch."),
+        call=subject.settings,
+    )
 
 
 def _silent(*_: Any) -> None:
@@ -234,7 +286,7 @@ class Search:
         self.all = [self.base, *trials]
         self.wanted: list[torch.Tensor] = []  # the whole model's pictures
 
-    def run(self, pairs: bool) -> Fit:
+    def run(self, pairs: bool, conditions: Conditions) -> Fit:
         """Rounds until the pictures are used up; after the first, pairs join if they may."""
         total, done, complete = len(self.subject.samples), 0, True
         self.subject.run()  # not counted: the first run loads and compiles
@@ -253,7 +305,7 @@ class Search:
             complete = False
             if not any(trial.seconds for trial in self.alive):
                 raise
-        return self._fit(complete)
+        return self._fit(complete, conditions)
 
     def _round(self, trials: Sequence[Trial], start: int, stop: int) -> None:
         """Pictures number `start` to `stop` of some candidates, the whole model's first."""
@@ -297,7 +349,7 @@ class Search:
         near.sort(key=lambda trial: trial.merit(self.budget), reverse=True)
         return near[: max(FINALISTS, len(near) // 2)]
 
-    def _fit(self, complete: bool) -> Fit:
+    def _fit(self, complete: bool, conditions: Conditions) -> Fit:
         measured = [trial for trial in self.all if trial.seconds]
         keeping = [trial for trial in [self.base, *self.alive] if trial.seconds]
         keeping = [trial for trial in keeping if trial.keeps(self.budget)]
@@ -305,7 +357,7 @@ class Search:
             raise InputError(self._nearest(measured))
         best = max(keeping, key=lambda trial: trial.merit(self.budget))
         others = sorted(measured[1:], key=lambda t: (-len(t.seconds), -t.merit(self.budget)))
-        return Fit(best, self.base, tuple(others), self.budget, complete)
+        return Fit(best, self.base, tuple(others), self.budget, complete, conditions)
 
     def _nearest(self, measured: list[Trial]) -> str:
         if self.budget.seconds is not None:

@@ -29,36 +29,67 @@ RAW_POINTS = 60
 # Time and quality ---------------------------------------------------------------------------------
 
 
+# An arm that was timed, and its figure of some kind.
+Placed = tuple["Row", Figure]
+
+
 def tradeoff_sections(rows: Sequence[Row], colours: Mapping[str, int]) -> list[Section]:
     """Time against closeness to the base, and against distance to real pictures if measured."""
-    timed = [row for row in rows if "seconds" in row.figures]
     found = []
-    for key, own in CLOSENESS:
-        if any(key in row.figures for row in timed):
-            html = _tradeoff(timed, colours, key, Figure(own))
-            lead = "How close each arm stays to the base's pictures."
-            found.append(Section("Time and closeness", html, lead, half=True))
-            break
+    column, placed = closeness(rows)
+    if placed:
+        html = _tradeoff(placed, colours, column)
+        lead = "How close each arm stays to the base's pictures."
+        found.append(Section("Time and closeness", html, lead, half=True))
     for key in REALISM:
-        if any(key in row.figures for row in timed):
-            html = _tradeoff(timed, colours, key, None)
+        if placed := _placed(rows, key, None):
+            html = _tradeoff(placed, colours, BY_KEY[key])
             lead = "How near each arm's pictures are to real ones, as a set."
             found.append(Section("Time and realism", html, lead, half=True))
             break
     return found
 
 
-def _tradeoff(
-    rows: Sequence[Row], colours: Mapping[str, int], key: str, base: Figure | None
-) -> str:
-    column = BY_KEY[key]
-    points = []
-    for row in rows:
-        value = row.figures.get(key) or (base if row.kind == "base" else None)
-        if value is not None:
-            points.append(_point(row, colours[row.name], column, value))
+def front(rows: Sequence[Row]) -> list[str]:
+    """The arms that no other beats in both time and closeness to the base, the fastest first.
+
+    Rivals and the base are among those that count. None where no pictures were made.
+    """
+    column, placed = closeness(rows)
+    best = sorted((placed[number][0] for number in _best(placed, column)), key=_time)
+    return [row.name for row in best]
+
+
+def closeness(rows: Sequence[Row]) -> tuple[Column, list[Placed]]:
+    """The figure by which arms are close to the base, and the arms that have it."""
+    for key, own in CLOSENESS:
+        if placed := _placed(rows, key, Figure(own)):
+            return BY_KEY[key], placed
+    return BY_KEY[CLOSENESS[0][0]], []
+
+
+def _placed(rows: Sequence[Row], key: str, base: Figure | None) -> list[Placed]:
+    timed = [row for row in rows if "seconds" in row.figures]
+    if not any(key in row.figures for row in timed):
+        return []
+    figures = [(row, row.figures.get(key)) for row in timed]
+    figures = [(row, base if row.kind == "base" and f is None else f) for row, f in figures]
+    return [(row, figure) for row, figure in figures if figure is not None]
+
+
+def _best(placed: Sequence[Placed], column: Column) -> list[int]:
+    points = [(_time(row), figure.value) for row, figure in placed]
+    return pareto(points, higher=column.better == "higher")
+
+
+def _time(row: Row) -> float:
+    return row.figures["seconds"].value
+
+
+def _tradeoff(placed: Sequence[Placed], colours: Mapping[str, int], column: Column) -> str:
+    points = [_point(row, colours[row.name], column, figure) for row, figure in placed]
     higher = column.better == "higher"
-    best = pareto([(p.x, p.y) for p in points], higher)
+    best = _best(placed, column)
     durations = [p.x for p in points]
     x = Axis("seconds for one image", max(durations) > 6 * min(durations), _plain)
     arrow = "top left" if higher else "bottom left"
@@ -150,6 +181,23 @@ def _bill_note(total: float, base: float) -> str:
 
 
 # Curves -------------------------------------------------------------------------------------------
+
+
+def curve_section(
+    points: Sequence[tuple[float, float]], x_label: str, y_label: str, title: str, lead: str = ""
+) -> Section:
+    """One curve.
+
+    Args:
+        points: (x, y) in the order of x.
+        x_label: of the horizontal axis.
+        y_label: of the vertical axis.
+        title: of the section.
+        lead: a sentence under the heading.
+    """
+    axes = Axis(x_label, form=_whole), Axis(y_label, form=_plain)
+    svg = plots.line_plot([plots.Series(y_label, points)], *axes, f"{y_label} by {x_label}")
+    return Section(title, f"<figure>{svg}</figure>", lead, half=True)
 
 
 def healing_section(

@@ -8,15 +8,15 @@ by that library's public interface, with the library's own defaults:
 diffusers' caches are configurations for `enable_cache`; models whose class has no such method are
 given the library's functions, whose hooks are then taken off one by one. cache-dit is used where it
 is installed (pip install 'pared[peers]'). What they can't do they say, or they don't: `tried` finds
-out.
+out, and `pared.bench.in_a_row` whether they last.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from diffusers import hooks
@@ -227,7 +227,7 @@ class CacheDit(Peer):
 
 # Trying them --------------------------------------------------------------------------------------
 
-Outcome = Literal["works", "does nothing", "refuses", "fails", "goes astray"]
+Outcome = Literal["works", "works once", "does nothing", "refuses", "fails", "goes astray"]
 
 
 @dataclass(frozen=True)
@@ -235,14 +235,16 @@ class Finding:
     """What became of a cache on a pipeline.
 
     Attributes:
-        outcome: "works"; "does nothing", without a word: the pictures stay the same; "refuses" in a
-            sentence of pared's; "fails" with an error of its own; or "goes astray": it changes more
-            than it may.
+        outcome: "works"; "works once", in a first call; "does nothing", without a word: the
+            pictures stay the same; "refuses" in a sentence of pared's; "fails" with an error of its
+            own; or "goes astray": it changes more than it may.
         detail: the error, or what it did wrong; "" where it works.
+        failed: what didn't work in a row of calls, where it "works once".
     """
 
     outcome: Outcome
     detail: str = ""
+    failed: tuple[str, ...] = ()
 
 
 def tried(cache: RuntimeMethod, pipeline: Any, call: Callable[[], Tensor]) -> Finding:
@@ -253,43 +255,56 @@ def tried(cache: RuntimeMethod, pipeline: Any, call: Callable[[], Tensor]) -> Fi
         pipeline: what it is attached to, and left on as it was.
         call: one call of the pipeline, always the same; gives pictures or latents.
     """
-    plain = call()
+    return attempt(cache, pipeline, call).finding
+
+
+class Attempt(NamedTuple):
+    """What came of trying a cache: the picture without it, that with it if any, and what is found.
+
+    Attributes:
+        plain: without the cache.
+        first: with it; None where there is none.
+        finding: what to say of it.
+    """
+
+    plain: Tensor
+    first: Tensor | None
+    finding: Finding
+
+
+def attempt(cache: RuntimeMethod, pipeline: Any, call: Callable[[], Tensor]) -> Attempt:
+    """`tried`, with its pictures."""
+    plain, first = call(), None
     try:
         with apply(pipeline, cache) as handle:
             stats = handle.stats[cache.info.slug]
-            first, second = call(), call()
+            first = call()
+            second = call()
     except InputError as error:
         found = Finding("refuses", str(error))
     # Whatever goes wrong in another library is what is asked for.
     except Exception as error:
-        said = str(error).strip().partition("\n")[0]
-        found = Finding("fails", f"{type(error).__name__}: {said}")
+        found = Finding("fails", said_by(error))
     else:
         found = _judged(plain, first, second, stats)
-    if found.outcome == "goes astray" or torch.equal(call(), plain):
-        return found
-    return Finding("goes astray", "taken off, the pictures stay changed")
+    left = left_behind(call, plain)
+    if left and found.outcome != "goes astray":
+        found = Finding("goes astray", f"taken off, {left}")
+    return Attempt(plain, first, found)
 
 
-def matrix(
-    caches: Mapping[str, RuntimeMethod],
-    pipelines: Mapping[str, Callable[[], tuple[Any, Callable[[], Tensor]]]],
-) -> dict[tuple[str, str], Finding]:
-    """Every cache tried on every pipeline.
+def left_behind(call: Callable[[], Tensor], plain: Tensor) -> str:
+    """What is wrong with a pipeline that a cache was taken off, in words; "" if nothing is."""
+    try:
+        return "" if torch.equal(call(), plain) else "the pictures stay changed"
+    except Exception as error:
+        return f"a call fails ({said_by(error)})"
 
-    Args:
-        caches: peers and methods, by name.
-        pipelines: by name what makes a fresh pipeline, so that no cache inherits what another
-            left, and the call to be made of it.
 
-    Returns:
-        By names of pipeline and cache.
-    """
-    return {
-        (name, called): tried(cache, *made())
-        for name, made in pipelines.items()
-        for called, cache in caches.items()
-    }
+def said_by(error: Exception) -> str:
+    """What kind of error it is, and the first line of what it says."""
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {said}"
 
 
 def _judged(plain: Tensor, first: Tensor, second: Tensor, stats: dict[str, Any]) -> Finding:

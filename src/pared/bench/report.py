@@ -37,6 +37,7 @@ class Row:
         bill: multiply-adds of one run by kind of work.
         verdict: what it all means, in words.
         psnr: of each of the report's pictures, to the base's.
+        command: paints the first of its pictures; "" where no command does.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Row:
     bill: dict[str, float] = field(default_factory=dict)
     verdict: str = ""
     psnr: tuple[float, ...] = ()
+    command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and text."""
@@ -59,6 +61,7 @@ class Row:
             "verdict": self.verdict,
             "figures": figures,
             "bill": dict(self.bill),
+            "command": self.command,
         }
 
 
@@ -99,6 +102,16 @@ class Report:
         )
 
     @property
+    def front(self) -> list[str]:
+        """The arms that no other beats in both time and closeness to the base, the fastest first.
+
+        Base and rivals count. None where no pictures were made.
+        """
+        from pared.bench.graphs import front
+
+        return front(self.rows)
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """The columns that hold a figure for some arm."""
         return tuple(c for c in COLUMNS if any(c.key in row.figures for row in self.rows))
@@ -128,6 +141,7 @@ class Report:
             "title": self.title,
             "headline": self.headline,
             "rows": [row.to_dict() for row in self.rows],
+            "front": self.front,
             "notes": list(self.notes),
             "prompts": list(self.prompts),
             "conditions": self.conditions,
@@ -169,7 +183,7 @@ class Report:
         cells = [["", *(c.title for c in shown)]]
         cells += [[row.name, *(_cell(row, c, False) for c in shown)] for row in self.rows]
         verdicts = [f"{row.name}: {row.verdict}" for row in self.rows if row.verdict]
-        parts = [[self.title], columns(cells), verdicts, list(self.notes)]
+        parts = [[self.title], columns(cells), verdicts, self._commands(), list(self.notes)]
         return "\n\n".join("\n".join(part) for part in parts if part)
 
     def _markdown(self) -> str:
@@ -182,19 +196,30 @@ class Report:
         ]
         table = ["| " + " | ".join(line) + " |" for line in lines]
         verdicts = [f"- **{row.name}**: {row.verdict}" for row in self.rows if row.verdict]
-        parts = [[f"**{self.title}**"], table, verdicts, [f"- {note}" for note in self.notes]]
+        commands = ["```text", *told, "```"] if (told := self._commands()) else []
+        notes = [f"- {note}" for note in self.notes]
+        parts = [[f"**{self.title}**"], table, verdicts, commands, notes]
         return "\n\n".join("\n".join(part) for part in parts if part)
+
+    def _commands(self) -> list[str]:
+        """The command of each arm, those of the front marked."""
+        front = self.front
+        told = [row for row in self.rows if row.command]
+        lines = [f"{'*' if r.name in front else ' '} {r.name}: {r.command}" for r in told]
+        head = "How to paint each; * nothing else here is both faster and nearer to the base:"
+        return [head, *lines] if lines else []
 
     def _csv(self) -> str:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         ends = [(c.key, end) for c in self.columns for end in Figure._fields]
         heads = [key if end == "value" else f"{key}_{end}" for key, end in ends]
-        writer.writerow(["name", "kind", "stack", "steps", *heads, "verdict"])
+        writer.writerow(["name", "kind", "stack", "steps", *heads, "verdict", "command"])
         for row in self.rows:
             figures = [_end(row.figures.get(key), end) for key, end in ends]
             stack = " ".join(row.stack)
-            writer.writerow([row.name, row.kind, stack, row.steps, *figures, row.verdict])
+            said = [row.verdict, row.command]
+            writer.writerow([row.name, row.kind, stack, row.steps, *figures, *said])
         return file.getvalue()
 
 

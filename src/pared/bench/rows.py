@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from pared.bench import verdicts
+from pared.bench.commands import command_of
 from pared.bench.figures import Figure
 from pared.bench.floor import floor
 from pared.bench.quality import closer
@@ -15,10 +17,19 @@ from pared.bench.session import KEPT, Session
 from pared.errors import InputError
 
 
-def report(session: Session, title: str, conditions: dict[str, Any]) -> Report:
-    """What was found, in words and figures."""
+def report(
+    session: Session, title: str, conditions: dict[str, Any], models: Mapping[str, str]
+) -> Report:
+    """What was found, in words and figures.
+
+    Args:
+        session: that is over.
+        title: what was benched.
+        conditions: under which.
+        models: by arm, where its pipeline comes from, as commands take it.
+    """
     names = [n for n in session.order() if not session.qualities or n in session.qualities]
-    rows = [_row(session, name) for name in names]
+    rows = [_row(session, name, models) for name in names]
     sound = session.timings.verdict.notes
     arms = [(r.name, r.kind, r.figures.get("ratio"), r.verdict) for r in rows[1:]]
     images = {n: i.permute(0, 2, 3, 1).numpy() for n, i in session.images.items() if n in names}
@@ -33,7 +44,7 @@ def report(session: Session, title: str, conditions: dict[str, Any]) -> Report:
     )
 
 
-def _row(session: Session, name: str) -> Row:
+def _row(session: Session, name: str, models: Mapping[str, str]) -> Row:
     arm, look, quality = session.arms[name], session.looks[name], session.qualities.get(name)
     figures = _costs(session, name) | _times(session, name) | (quality.figures if quality else {})
     finding = verdicts.Finding(
@@ -55,6 +66,7 @@ def _row(session: Session, name: str) -> Row:
         bill={kind: float(macs) for kind, macs in look.count.macs.items()},
         verdict="" if name == session.base else verdicts.verdict(finding),
         psnr=tuple(quality.psnr[:KEPT].tolist()) if quality and quality.psnr is not None else (),
+        command=command_of(arm, models.get(name if arm.kind == "model" else session.base, "")),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pared import method
-from pared.bench import subjects
+from pared.bench import grid, subjects
 from pared.bench.arms import arms_of, evaluating
 from pared.bench.floor import machine
 from pared.bench.judge import Judge, judge_of
@@ -20,6 +20,8 @@ from pared.bench.rows import report
 from pared.bench.session import Session
 from pared.bench.subjects import PipelineSubject, Sample, Subject
 from pared.errors import InputError
+
+RANDOM = "The weights are random: time and cost mean something, outputs don't."
 
 
 def bench(
@@ -39,6 +41,8 @@ def bench(
     quality: bool = True,
     batch_size: int = 1,
     device: str | None = None,
+    peers: bool = False,
+    models: Mapping[str, str] | None = None,
     **call: Any,
 ) -> Report:
     """Measures time, cost and quality of several ways to run one model, side by side.
@@ -67,6 +71,9 @@ def bench(
         quality: False measures time and cost only.
         batch_size: pictures painted at once for quality; time is always that of one.
         device: where to put what is named, not given.
+        peers: also an arm for every cache of diffusers and cache-dit that works on the pipeline.
+        models: by arm, what the commands of the report call its model, e.g. {"base":
+            "house:pixart"}; by default where it was loaded from.
         call: further arguments of the pipeline's call.
 
     Returns:
@@ -75,18 +82,15 @@ def bench(
     Raises:
         InputError: something given can't be used; the message says what, before anything is run.
     """
-    for name, value in (("seeds", seeds), ("rounds", rounds), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name}={value} doesn't work; give a whole number of at least 1.")
-    usual = {"num_inference_steps": steps, "guidance_scale": guidance}
-    usual |= {"height": height, "width": width}
-    call = {name: value for name, value in usual.items() if value is not None} | call
+    _check_counts(seeds=seeds, rounds=rounds, batch_size=batch_size)
+    call = _given(steps, guidance, height, width) | call
     opened, preset = subjects.open_target(target, device)
     samples = _samples(opened, prompts, seeds)
     subject = subjects.subject_of(opened, preset, samples, call)
-    session = Session(arms_of(subject, arms, base), base, rounds, batch_size, samples)
-    if preset is not None:
-        session.notes.append("The weights are random: time and cost mean something, outputs don't.")
+    found, noted = grid.peer_arms(subject) if peers else ({}, [])
+    _check_peers(noted, {*arms, *found} - {base}, opened)
+    session = Session(arms_of(subject, {**arms, **found}, base), base, rounds, batch_size, samples)
+    session.notes += [*noted, *[RANDOM] * (preset is not None)]
     paints = quality and subject.paints
     examiner = judge_of(judge) if paints else None
     real = as_images(reference) if paints and reference is not None else None
@@ -94,12 +98,49 @@ def bench(
         session.measure()
         if paints:
             session.paint(examiner, real, captions)
-    title = target if isinstance(target, str) else _name(opened)
+    known = _origins(session, {base: target} if isinstance(target, str) else {}, models or {})
+    title = (models or {}).get(base) or (target if isinstance(target, str) else _name(opened))
     conditions = _conditions(session, subject, examiner) | {
         "seeds": seeds,
         "real_pictures": 0 if real is None else len(real),
     }
-    return report(session, title, conditions)
+    return report(session, title, conditions, known)
+
+
+def _given(
+    steps: int | None, guidance: float | None, height: int | None, width: int | None
+) -> dict[str, Any]:
+    """Arguments of a pipeline's call, those that were given."""
+    usual = {"num_inference_steps": steps, "guidance_scale": guidance}
+    usual |= {"height": height, "width": width}
+    return {name: value for name, value in usual.items() if value is not None}
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name}={value} doesn't work; give a whole number of at least 1.")
+
+
+def _check_peers(noted: Sequence[str], arms: set[str], opened: Any) -> None:
+    """See that caches of other libraries that don't work leave something to measure."""
+    if noted and not arms:
+        raise InputError(
+            f"none of {len(noted)} caches of other libraries works in a {_name(opened)}, and there "
+            "is no arm beside them; give one of pared's own."
+        )
+
+
+def _origins(session: Session, *told: Mapping[str, str]) -> dict[str, str]:
+    """Where the arms' pipelines come from, as far as anybody knows; who tells last is heard."""
+    found = {
+        name: str(place)
+        for name, arm in session.arms.items()
+        if (place := getattr(arm.subject.target, "name_or_path", None))
+    }
+    for each in told:
+        found |= each
+    return found
 
 
 def _name(opened: Any) -> str:

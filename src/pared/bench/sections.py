@@ -48,6 +48,7 @@ def of_report(report: Report) -> list[Section]:
             ]
         ),
         table_section(report, colours),
+        command_section(report),
         condition_section(report.conditions),
     ]
     return [section for section in found if section is not None]
@@ -264,6 +265,26 @@ def _best(rows: Sequence[Row], column: Column) -> str | None:
     best = (max if column.better == "higher" else min)(values.values())
     winners = [name for name, value in values.items() if value == best]
     return winners[0] if len(winners) == 1 else None
+
+
+def command_section(report: Report) -> Section | None:
+    """What to type for the first picture of each arm."""
+    front = report.front
+
+    def named(row: Row) -> str:
+        name = escape(row.name)
+        return f"<strong>{name}</strong>" if row.name in front else name
+
+    terms = "".join(
+        f"<dt>{named(row)}</dt><dd><code>{escape(row.command)}</code></dd>"
+        for row in report.rows
+        if row.command
+    )
+    lead = (
+        "Each paints the first picture of an arm. Bold: nothing else here is both faster and "
+        "nearer to the base."
+    )
+    return Section("Commands", f'<dl class="terms">{terms}</dl>', lead) if terms else None
 
 
 def condition_section(conditions: Mapping[str, Any]) -> Section:

@@ -129,8 +129,13 @@ class PipelineSubject(Subject):
         return method.denoiser(self._pipeline)
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """Of the pipeline's call, beside what is painted and the number of steps."""
+        return dict(self._call)
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """The arguments of the call that can stand in a report."""
+        """Those of the arguments that can stand in a report."""
         return {k: v for k, v in self._call.items() if isinstance(v, (str, int, float, bool))}
 
     def with_model(self, model: nn.Module) -> PipelineSubject:

@@ -16,8 +16,11 @@ processor, so that no reuse at all is the model itself bit for bit; only the ste
 computes its softmax in the open, by the attention's own options for precision, and maps are dropped
 behind their last use. A map belongs to one run, one call of a step, one set of shapes and one
 prompt: anything else computes anew. By default every second step reuses, which on small models is
-far closer to the full run than HURRY and needs no search. Not verified: quality and time at the
-paper's scale; kernels that never form the map may be faster than reuse.
+far closer to the full run than HURRY and needs no search. On videos of Wan at full size self-
+attention's maps fit nowhere (26 GB a layer for 5 s of 480 lines), and `sites=cross` is what makes
+sense. Lumina-Next isn't served: its attentions hand on heads of their own layout, queries sharing
+keys. Not verified: quality and time at the paper's scale; kernels that never form the map may be
+faster than reuse.
 """
 
 from contextlib import ExitStack
@@ -28,7 +31,7 @@ from pydantic import Field, field_validator, model_validator
 from pared import anatomy
 from pared.anatomy import Family, Site, SiteKind
 from pared.anatomy.sites import chosen, require_softmax
-from pared.caching.kept_maps import JointMapReuse, MapReuse, Memory, Mode
+from pared.caching.kept_maps import JointMapReuse, MapReuse, Memory, Mode, VideoMapReuse
 from pared.caching.schedules import Bits, ReuseSchedule, alternate, hurry, with_reuse
 from pared.errors import InputError
 from pared.info import Headline, Info
@@ -41,7 +44,7 @@ INFO = Info(
     arxiv="2401.01008",
     venue="arXiv 2023; a journal version followed",
     kind="runtime",
-    families=("unet", "pixart", "dit", "sd3", "flux"),
+    families=("unet", "pixart", "dit", "sd3", "flux", "wan"),
     training=False,
     exact=False,
     maturity="partial",
@@ -154,7 +157,7 @@ class AttentionMapReuse(RuntimeMethod):
         if isinstance(self.reuse, tuple) or self.reuse in self.policies:
             return self
         found = self.under(ReuseSchedule.load(self.reuse).bits)
-        found._require(self.steps)
+        found._require_steps(self.steps)
         return found
 
     def bits(self, steps: int) -> Bits:
@@ -163,7 +166,7 @@ class AttentionMapReuse(RuntimeMethod):
         Raises:
             InputError: the schedule doesn't fit them.
         """
-        self._require(steps)
+        self._require_steps(steps)
         if isinstance(self.reuse, tuple):
             if self.reuse and self.reuse[-1] >= steps:
                 raise InputError(
@@ -194,7 +197,7 @@ class AttentionMapReuse(RuntimeMethod):
             "bare denoiser doesn't say how many a run has; give steps=N or attach to the pipeline."
         )
 
-    def _require(self, steps: int | None) -> None:
+    def _require_steps(self, steps: int | None) -> None:
         if None not in (steps, self.steps) and steps != self.steps:
             raise InputError(
                 f"the reuse schedule is for {self.steps} steps and the run has {steps}; run "
@@ -218,32 +221,41 @@ class AttentionMapReuse(RuntimeMethod):
 
     def attach(self, pipeline: Any) -> Handle:
         model = denoiser(pipeline)
-        sites, settings = self.attentions(anatomy.of(model)), self.resolved()
+        family, settings = anatomy.of(model), self.resolved()
+        sites = self.attentions(family)
         for site in sites:
-            require_softmax(site, self.info.slug)
+            self._require(site)
         steps = settings.steps if pipeline is model else None
         if pipeline is model:
             settings.reuses(0, steps)
         with ExitStack() as undo:
-            plan = Plan(settings, Clock(pipeline, undo, steps), [site.path for site in sites])
+            plan = Plan(settings, Clock(pipeline, undo, steps), len(sites))
             for site in sites:
                 attn = cast(Any, site.module)
                 undo.callback(attn.set_processor, attn.processor)
-                attn.set_processor(
-                    _processor(site, Memory(plan.clock, site.path), self.keep_output)
-                )
+                memory = Memory(plan.clock, site.path)
+                attn.set_processor(_processor(site, memory, self.keep_output, family.name == "wan"))
             return Handle(undo.pop_all(), (self,), plan.clock.stats)
+
+    def _require(self, site: Site) -> None:
+        require_softmax(site, self.info.slug)
+        pictured = getattr(site.module, "add_k_proj", None) is not None
+        if pictured and site.kind == "cross_attention" and not self.keep_output:
+            raise InputError(
+                f"attention-map-reuse:keep_output=false can't be attached to {site.path}, which "
+                "has two maps, one of the prompt and one of a picture; keep the output."
+            )
 
 
 # In the model -------------------------------------------------------------------------------------
 
 
 class Plan:
-    """What all attentions do at the running call, and the count of it."""
+    """What all attentions do at the running call."""
 
-    def __init__(self, settings: AttentionMapReuse, clock: Clock, paths: list[str]) -> None:
-        self.settings, self.clock, self.paths = settings, clock, paths
-        clock.stats["sites"] = len(paths)
+    def __init__(self, settings: AttentionMapReuse, clock: Clock, sites: int) -> None:
+        self.settings, self.clock = settings, clock
+        clock.stats["sites"] = sites
         clock.on_call = self.decide
 
     def decide(self) -> Mode:
@@ -253,15 +265,16 @@ class Plan:
         )
         if not now:
             kept.clear()
-        clock.count("reused", [path for path in self.paths if path in kept])
-        clock.count("computed", [path for path in self.paths if path not in kept])
         if now:
             return "reuse" if coming else "last"
         return "keep" if coming else "own"
 
 
-def _processor(site: Site, memory: Memory, keep_output: bool) -> "MapReuse | JointMapReuse":
+def _processor(
+    site: Site, memory: Memory, keep_output: bool, video: bool
+) -> MapReuse | VideoMapReuse | JointMapReuse:
     own = cast(Any, site.module).processor
     if site.kind == "joint_attention":
         return JointMapReuse(memory, own)
-    return MapReuse(memory, own, keep_output and site.kind == "cross_attention")
+    constant = keep_output and site.kind == "cross_attention"
+    return (VideoMapReuse if video else MapReuse)(memory, own, constant)

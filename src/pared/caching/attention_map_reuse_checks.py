@@ -212,8 +212,10 @@ def _clock(model: nn.Module) -> Clock:
 
 def _example(model: nn.Module) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     noise = torch.Generator().manual_seed(0)
-    latents, timestep, condition = anatomy.of(model).example(
-        batch=2, height=16, width=16, text_tokens=5, generator=noise
+    family = anatomy.of(model)
+    brief = {"frames": 2} if "frames" in family.sizes[0] else {}
+    latents, timestep, condition = family.example(
+        batch=2, height=16, width=16, text_tokens=5, generator=noise, **brief
     )
     if "label" in condition:
         condition["label"] = torch.tensor([3, 7])

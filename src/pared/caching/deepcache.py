@@ -16,12 +16,15 @@ released code, which drops the imaginary part of complex powers, are `released_s
 rounds of the pipeline's loop, two for what a scheduler of second order (Heun) calls a step. Chosen
 here: a change of FreeU, of an adapter's scale or of other settings of a call makes a full step;
 `warmup` and `final` add to the schedule. A ControlNet that falls silent between two full steps is
-still in the kept tensor until the next. Ancestral and other noisy samplers differ more from step to
-step, and models distilled to a few steps have little to leave out. Not verified: quality at the
-paper's scale; the paper's U-Nets without text (DDPM, LDM) and for video.
+still in the kept tensor until the next. Steps of samplers that add fresh noise (ancestral, SDE)
+differ more, so that one is warned of unless `warmup` is given; models distilled to a few steps have
+little to leave out, so that runs of eight steps and fewer are full, with a warning, unless
+`min_steps` says otherwise. Transformers have no such skip connections, and aren't served. Not
+verified: quality at the paper's scale; the paper's U-Nets without text (DDPM, LDM) and for video.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache
@@ -34,6 +37,7 @@ from torch import Tensor, nn
 from pared import anatomy
 from pared.anatomy import Family
 from pared.anatomy.unet import Cut, Factors, Idle, UNet
+from pared.caching.samplers import adds_noise
 from pared.errors import InputError
 from pared.info import Headline, Info
 from pared.method import Claim, Handle, RuntimeMethod, denoiser
@@ -50,7 +54,7 @@ INFO = Info(
     exact=False,
     maturity="faithful",
     summary="deep levels of a U-Net at every N-th step, the shallowest layers at all",
-    cls="Deepcache",
+    cls="DeepCache",
     headlines=(
         Headline(
             key="speed-up-sd15",
@@ -82,7 +86,7 @@ INFO = Info(
 Mode = Literal["full", "retrieve"]
 
 
-class Deepcache(RuntimeMethod):
+class DeepCache(RuntimeMethod):
     """One tensor of the last full step stands for all that lies below a skip connection."""
 
     info = INFO
@@ -99,6 +103,9 @@ class Deepcache(RuntimeMethod):
     power: float = Field(default=1.4, gt=1, description="p of the quadratic schedule")
     warmup: int = Field(default=0, ge=0, description="steps at the start of a run that are full")
     final: int = Field(default=0, ge=0, description="steps at the end of a run that are full")
+    min_steps: int = Field(
+        default=9, ge=1, description="shortest run in which anything is left out"
+    )
 
     @field_validator("schedule", mode="before")
     @classmethod
@@ -126,7 +133,7 @@ class Deepcache(RuntimeMethod):
                 f"deepcache: {what} needs the number of steps of a run, which a bare denoiser "
                 "doesn't tell; apply the method to the pipeline."
             )
-        if steps is not None and step >= steps - self.final:
+        if steps is not None and (steps < self.min_steps or step >= steps - self.final):
             return True
         if step < self.warmup:
             return True
@@ -166,6 +173,7 @@ class Deepcache(RuntimeMethod):
     def attach(self, pipeline: Any) -> Handle:
         family = cast(UNet, anatomy.of(denoiser(pipeline)))
         cut = self.cut(family)
+        self._warn_of_noise(pipeline)
         with ExitStack() as undo:
             plan = Plan(self, cut, family, Clock(pipeline, undo))
             hook = family.model.register_forward_pre_hook(plan.residuals, with_kwargs=True)
@@ -174,6 +182,16 @@ class Deepcache(RuntimeMethod):
                 detour(idle.module, Bypass(plan, idle), undo)
             detour(cut.entry, Entry(plan), undo)
             return Handle(undo.pop_all(), (self,), plan.clock.stats)
+
+    def _warn_of_noise(self, pipeline: Any) -> None:
+        scheduler = getattr(pipeline, "scheduler", None)
+        if scheduler is not None and adds_noise(scheduler) and self.warmup == 0 < self.interval - 1:
+            warnings.warn(
+                f"deepcache expects steps that are like each other, and "
+                f"{type(scheduler).__name__} adds fresh noise at each; give warmup, full steps at "
+                "the start of a run, or take a sampler that adds none.",
+                stacklevel=4,
+            )
 
 
 # The quadratic schedule ---------------------------------------------------------------------------
@@ -237,9 +255,8 @@ def _spread(steps: int, interval: int, center: int, power: float, raised: Power)
 class Plan:
     """What happens at the running call."""
 
-    def __init__(self, settings: Deepcache, cut: Cut, family: UNet, clock: Clock) -> None:
+    def __init__(self, settings: DeepCache, cut: Cut, family: UNet, clock: Clock) -> None:
         self.settings, self.cut, self.family, self.clock = settings, cut, family, clock
-        self.paths = [idle.path for idle in cut.idle]
         clock.on_call = self.decide
 
     @property
@@ -250,14 +267,22 @@ class Plan:
     def decide(self) -> Mode:
         clock, kept = self.clock, self.clock.kept
         full = self.settings.full(clock.step, clock.steps)
+        self._warn_of_few()
         factors = kept.get("factors") or Factors(self.family)
         now = factors.read()
         if full or "below" not in kept or kept["read"] != now:
             kept |= {"factors": factors, "read": now}
-            clock.count("computed", self.paths)
             return "full"
-        clock.count("reused", self.paths)
         return "retrieve"
+
+    def _warn_of_few(self) -> None:
+        least, steps = self.settings.min_steps, self.clock.steps
+        if self.clock.step == self.clock.call == 0 and steps is not None and steps < least:
+            warnings.warn(
+                f"deepcache leaves nothing out of a run of {steps} steps, since so few have little "
+                f"in common; with min_steps={steps} it does.",
+                stacklevel=2,
+            )
 
     def residuals(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The hook that takes back what a ControlNet or an adapter adds to idle layers."""
@@ -271,7 +296,9 @@ class Bypass:
         self.plan, self.idle = plan, idle
 
     def __call__(self, own: Around, *args: Any, **kwargs: Any) -> Any:
-        if not self.plan.retrieves:
+        retrieves = self.plan.retrieves
+        self.plan.clock.done[self.idle.path] = "reused" if retrieves else "computed"
+        if not retrieves:
             return own(*args, **kwargs)
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         # Blocks join and filter (FreeU) what they get, and no filter takes an empty tensor.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pared import anatomy
 from pared.anatomy import presets
 from pared.anatomy.unet import Cut, UNet
-from pared.caching.deepcache import Deepcache, quadratic_steps, released_steps
+from pared.caching.deepcache import DeepCache, quadratic_steps, released_steps
 from pared.method import apply
 
 TOYS = ("toy:unet", "toy:sdxl")
@@ -58,7 +58,7 @@ def check_reference() -> None:
         for branch in range(len(_unet(model).skips)):
             with reference(model, branch, {0, 3}):
                 wanted = _run(model)
-            with apply(model, Deepcache(interval=3, branch=branch)):
+            with apply(model, DeepCache(interval=3, branch=branch)):
                 found = _run(model)
             assert torch.equal(found, wanted), f"branch {branch} of {name} isn't the slow form"
             assert not torch.equal(found[1], plain[1]), f"branch {branch} of {name} reuses nothing"
@@ -69,7 +69,7 @@ def check_every_step_full() -> None:
     for name in TOYS:
         model = presets.build(name, device="cpu")
         wanted = _run(model)
-        with apply(model, Deepcache(interval=1)):
+        with apply(model, DeepCache(interval=1)):
             assert torch.equal(_run(model), wanted), f"{name} isn't the same"
 
 
@@ -80,7 +80,7 @@ def check_deepest() -> None:
         model.mid_block = Constant()
         wanted = _run(model)
         for interval in (2, 100):
-            method = Deepcache(interval=interval, branch=len(_unet(model).skips) - 1)
+            method = DeepCache(interval=interval, branch=len(_unet(model).skips) - 1)
             with apply(model, method):
                 assert torch.equal(_run(model), wanted), f"N = {interval} on {name} isn't the same"
 
@@ -105,7 +105,7 @@ def check_same_latents() -> None:
         call = partial(family.denoise, model, latents)
         # Falling, as the timesteps of a run do, but the same to the model, which has float32.
         times = [timestep.double() - 1e-6 * number for number in range(4)]
-        with apply(model, Deepcache(interval=9, branch=branch)):
+        with apply(model, DeepCache(interval=9, branch=branch)):
             full = call(times[0], condition)
             assert torch.equal(call(times[1], condition), full), (
                 f"branch {branch} differs from the full step"
@@ -145,7 +145,7 @@ def check_calls() -> None:
                 calls[-1][path] += 1
 
             hooks.append(layer.register_forward_pre_hook(called))
-        with apply(model, Deepcache(interval=2, branch=branch)):
+        with apply(model, DeepCache(interval=2, branch=branch)):
             _run(model, 2)
         for hook in hooks:
             hook.remove()
@@ -157,7 +157,7 @@ def check_memory() -> None:
     """One tensor is kept: as wide as what is below the branch, as large as the branch's level."""
     model = presets.build("toy:unet", device="cpu")
     for branch, (width, side) in enumerate(((32, 8), (64, 8), (64, 4), (64, 4))):
-        with apply(model, Deepcache(branch=branch)) as handle:
+        with apply(model, DeepCache(branch=branch)) as handle:
             _run(model)
         kept = handle.stats["deepcache"]["bytes"]
         assert kept == 2 * width * side * side * 4, f"{kept} bytes are kept at branch {branch}"
@@ -165,11 +165,11 @@ def check_memory() -> None:
 
 def check_schedules() -> None:
     """T = 50, N = 5: every fifth step; 10 around step 15; and those of the released code."""
-    assert _steps(Deepcache(interval=5), 50) == [*range(0, 50, 5)]
-    quadratic = Deepcache(interval=5, schedule="quadratic")
+    assert _steps(DeepCache(interval=5), 50) == [*range(0, 50, 5)]
+    quadratic = DeepCache(interval=5, schedule="quadratic")
     assert _steps(quadratic, 50) == [0, 6, 11, 14, 15, 19, 24, 29, 35, 42]
     assert released_steps(50) == (0, 5, 9, 13, 17, 21, 26, 31, 37, 43)
-    listed = Deepcache(schedule=(0, 4, 6), warmup=2, final=3)
+    listed = DeepCache(schedule=(0, 4, 6), warmup=2, final=3)
     assert _steps(listed, 10) == [0, 1, 4, 6, 7, 8, 9]
     for steps in (4, 7, 20, 33, 50, 100):
         for interval in (1, 2, 3, 5, 10):
@@ -179,7 +179,7 @@ def check_schedules() -> None:
                 assert found[0] == 0 and [*found] == sorted(found) and found[-1] < steps
 
 
-def _steps(method: Deepcache, steps: int) -> list[int]:
+def _steps(method: DeepCache, steps: int) -> list[int]:
     return [step for step in range(steps) if method.full(step, steps)]
 
 

@@ -13,9 +13,12 @@ a full step stores the Deltas that the steps until the next one need, and drops 
 the blocks; a Delta is computed and kept in float32 or finer, per stream of tokens; with `order` it
 is forecast by TaylorSeer's series (arXiv 2503.06923). Where the paper says nothing: a call whose
 Delta is missing or older than the last full step computes everything, as one does that skip-layer
-guidance makes without the first or the last block of the run. Steps are rounds of the pipeline's
-loop, two for what a scheduler of second order (Heun) calls a step; started from a picture, those
-that are run. Not verified: quality at the paper's scale.
+guidance makes without the first or the last block of the run. Steps are the scheduler's: where one
+of second order (Heun) goes round twice for a step, both rounds are full or neither, and rounds of
+each kind, predictors and correctors, have Deltas of their own; started from a picture, steps are
+those that are run. U-Nets aren't served: between blocks their tokens change in number and width, so
+that what a run of them does is no change that could be added; `deepcache` is made for them. Not
+verified: quality at the paper's scale.
 """
 
 import math
@@ -46,7 +49,7 @@ INFO = Info(
     exact=False,
     maturity="faithful",
     summary="runs of blocks passed by at every other step, their last change added instead",
-    cls="DeltaDit",
+    cls="DeltaDiT",
     headlines=(
         Headline(
             key="cost-1024",
@@ -78,7 +81,7 @@ INFO = Info(
 )
 
 
-class DeltaDit(RuntimeMethod):
+class DeltaDiT(RuntimeMethod):
     """Delta-Cache and its stages, section 4 of the paper.
 
     The paper runs PixArt-alpha for 20 steps with 21 of 28 blocks cached and b = 12. A bare denoiser
@@ -112,7 +115,7 @@ class DeltaDit(RuntimeMethod):
     )
 
     @model_validator(mode="after")
-    def _fitting(self) -> "DeltaDit":
+    def _fitting(self) -> "DeltaDiT":
         if self.cached is None and self.speedup > self.interval:
             raise ValueError(
                 f"speedup={self.speedup} can't be had with interval={self.interval}, which gives "
@@ -190,12 +193,12 @@ class DeltaDit(RuntimeMethod):
     def attach(self, pipeline: Any) -> Handle:
         family = anatomy.of(denoiser(pipeline))
         blocks = self.blocks(family)
-        if pipeline is denoiser(pipeline):  # nobody will say how many steps there are
+        bare = pipeline is denoiser(pipeline)
+        if bare:  # nobody will say how many steps there are
             self.run_at(0, len(family.blocks), self.steps)
         with ExitStack() as undo:
-            clock = Clock(pipeline, undo, self.steps)
-            paths = {block.index: block.path for block in blocks}
-            deltas = Deltas(self, clock, len(family.blocks), paths)
+            clock = Clock(pipeline, undo, self.steps if bare else None)
+            deltas = Deltas(self, clock, len(family.blocks))
             for block in blocks:
                 detour(block.module, PassedBy(deltas, block), undo)
             return Handle(undo.pop_all(), (self,), clock.stats)
@@ -219,19 +222,17 @@ class Plan(NamedTuple):
 class Deltas:
     """The Deltas of a model's runs of blocks, and what happens to them at the running call.
 
-    The clock keeps a history for each run, under the run itself.
+    The clock keeps a history for each run, under the run itself and the kind of round: where the
+    scheduler makes several rounds of a step, each has its own.
 
     Args:
         settings: of the method.
         clock: of the run.
         blocks: N_b, how many the model has.
-        paths: of the blocks that some step may pass by, by their indices.
     """
 
-    def __init__(
-        self, settings: DeltaDit, clock: Clock, blocks: int, paths: dict[int, str]
-    ) -> None:
-        self.settings, self.clock, self.blocks, self.paths = settings, clock, blocks, paths
+    def __init__(self, settings: DeltaDiT, clock: Clock, blocks: int) -> None:
+        self.settings, self.clock, self.blocks = settings, clock, blocks
         self.forecaster = Forecaster(settings.order, dtype=settings.dtype)
         clock.on_call = self.decide
 
@@ -240,49 +241,67 @@ class Deltas:
         """Of the running call."""
         return cast(Plan, self.clock.plan)
 
+    @property
+    def step(self) -> int:
+        """The running step, of its scheduler's count."""
+        return self.clock.step // self.clock.order
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the run, likewise; None where nobody knows."""
+        given, rounds = self.settings.steps, self.clock.steps
+        return given if given or rounds is None else -(-rounds // self.clock.order)
+
+    @property
+    def kind(self) -> int:
+        """The running round's place within its step."""
+        return self.clock.step % self.clock.order
+
     def decide(self) -> Plan:
-        step, kept = self.clock.step, self.clock.kept
+        step, kept = self.step, self.clock.kept
         every, run = self.settings.interval, self._run(step)
-        if step % every and run in kept and step - kept[run].steps[0] < every:
-            plan = Plan((run,), passed=True)
-        else:
-            plan = Plan(self._needed(), passed=False)
-            for key in [key for key in kept if key not in plan.runs]:
-                del kept[key]
-        passed = {i: path for i, path in self.paths.items() if plan.passed and i in run}
-        self.clock.count("forecast" if self.settings.order else "reused", passed.values())
-        self.clock.count("computed", (p for i, p in self.paths.items() if i not in passed))
+        ages = {of: step - h.steps[0] for (kind, of), h in kept.items() if kind == self.kind}
+        if step % every and run in ages and ages[run] < every:
+            return Plan((run,), passed=True)
+        plan = Plan(self._needed(), passed=False)
+        for other in ages.keys() - plan.runs:
+            del kept[self.kind, other]
         return plan
 
+    def did(self, path: str, passed: bool) -> None:
+        """Note what became of a block at the running call."""
+        instead = "forecast" if self.settings.order else "reused"
+        self.clock.done[path] = instead if passed else "computed"
+
     def _run(self, step: int) -> range:
-        return self.settings.run_at(step, self.blocks, self.clock.steps)
+        return self.settings.run_at(step, self.blocks, self.steps)
 
     def _needed(self) -> tuple[range, ...]:
         """The runs that the steps until the next full one pass by."""
-        step, every, steps = self.clock.step, self.settings.interval, self.clock.steps
+        step, every, steps = self.step, self.settings.interval, self.steps
         end = step + every - step % every
         coming = range(step + 1, end if steps is None else min(end, steps))
         return tuple(dict.fromkeys(self._run(later) for later in coming))
 
     def enter(self, run: range, tokens: Streams) -> None:
         """Note what comes into a run: no block writes into it before the run ends."""
-        self.clock.kept["entered", run] = tokens
+        self.clock.passing[run] = tokens
 
     def store(self, run: range, outputs: Streams) -> None:
         """Keep a run's Delta, or its output; a call that left out its first block has none."""
-        kept, settings = self.clock.kept, self.settings
-        entered = kept.pop(("entered", run), None)
+        key, kept, settings = (self.kind, run), self.clock.kept, self.settings
+        entered = self.clock.passing.pop(run, None)
         if entered is None:
             return
         if settings.reuse == "delta":
             fine = getattr(torch, settings.dtype or "float32")
             outputs = changes(entered, outputs, fine)
-        kept[run] = self.forecaster.updated(kept.get(run), self.clock.step, outputs)
+        kept[key] = self.forecaster.updated(kept.get(key), self.step, outputs)
 
     def restored(self, run: range) -> Streams:
         """What comes out of a run that was passed by."""
-        entered = self.clock.kept.pop(("entered", run))
-        known = self.forecaster.forecast(self.clock.kept[run], self.clock.step)
+        entered = self.clock.passing.pop(run)
+        known = self.forecaster.forecast(self.clock.kept[self.kind, run], self.step)
         if self.settings.reuse == "delta":
             return changed(entered, known)
         # Text that the last block has no use for goes through.
@@ -321,6 +340,7 @@ class PassedBy:
     def passed(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """What comes out then: what came in, or behind the run's last block what it would give."""
         (run,) = self._runs()
+        self.deltas.did(self.block.path, passed=True)
         last = self.block.index == run[-1]
         streams = self.deltas.restored(run) if last else self.block.tokens(args, kwargs)
         return self.block.result(streams)
@@ -328,6 +348,7 @@ class PassedBy:
     @torch.compiler.disable
     def keep(self, result: Any) -> None:
         """Remember the Deltas of runs that end here."""
+        self.deltas.did(self.block.path, passed=False)
         for run in self._runs():
             if self.block.index == run[-1]:
                 self.deltas.store(run, self.block.outputs(result))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pared import anatomy
 from pared.anatomy import presets
-from pared.caching.delta_dit import INFO, DeltaDit
+from pared.caching.delta_dit import INFO, DeltaDiT
 from pared.method import apply
 
 
@@ -25,7 +25,7 @@ def check_off() -> None:
     for name in INFO.families:
         model = _toy(name)
         wanted = _run(model, 4)
-        with apply(model, DeltaDit(interval=1, cached=1, steps=4)) as handle:
+        with apply(model, DeltaDiT(interval=1, cached=1, steps=4)) as handle:
             assert torch.equal(_run(model, 4), wanted), f"{name}: the output differs"
         assert "reused" not in handle.stats["delta-dit"], "something was reused"
 
@@ -39,7 +39,7 @@ def check_same_inputs() -> None:
         model = _toy(name)
         for rule in ("front", "middle", "rear"):
             for dtype, error in ((None, 1e-5), ("float64", 0.0)):
-                method = DeltaDit(cached=2, rule=rule, dtype=dtype)
+                method = DeltaDiT(cached=2, rule=rule, dtype=dtype)
                 with apply(model, method) as handle:
                     full, again = _outputs(model, _inputs(model), (500.0, 500.0 - 1e-9))
                 assert handle.stats["delta-dit"]["reused"] == 2, "nothing was passed by"
@@ -56,7 +56,7 @@ def check_all_blocks() -> None:
         outputs = []
         for seed, stirred in ((1, False), (1, True), (2, False)):
             model = _toy("dit")
-            with apply(model, DeltaDit(cached=2, rule="rear", reuse=reuse)):
+            with apply(model, DeltaDiT(cached=2, rule="rear", reuse=reuse)):
                 _outputs(model, _inputs(model), (500.0,))
                 if stirred:
                     # All but the modulations: the last layer uses the embeddings in the first one.
@@ -73,7 +73,7 @@ def check_trace() -> None:
     """T = 20, N = 2, b = 12, N_c = 21 of 28: blocks 0 to 6 at odd steps before b, then 21 to 27."""
     model = _toy(layers=28)
     for settings in ({"cached": 21, "boundary": 12}, {"steps": 20}):
-        with apply(model, DeltaDit(**settings)), _trace(model) as trace:
+        with apply(model, DeltaDiT(**settings)), _trace(model) as trace:
             _run(model, 20, side=4)
         for step, called in enumerate(trace):
             wanted = range(28) if step % 2 == 0 else range(7) if step < 12 else range(21, 28)
@@ -82,19 +82,19 @@ def check_trace() -> None:
 
 def check_cost() -> None:
     """1/N + (1 - 1/N)(1 - N_c/N_b) of the blocks are called; 21 of 28 are the paper's 1.6."""
-    assert DeltaDit().count(28) == 21 and DeltaDit(speedup=2).count(28) == 28
+    assert DeltaDiT().count(28) == 21 and DeltaDiT(speedup=2).count(28) == 28
     assert 1 / _cost(2, 21, 28) == 1.6
     model = _toy(layers=4)
     for every in (1, 2, 3):
         for count in (1, 2, 3, 4):
-            settings = DeltaDit(interval=every, cached=count, boundary=3)
+            settings = DeltaDiT(interval=every, cached=count, boundary=3)
             with apply(model, settings), _trace(model) as trace:
                 _run(model, 6, side=4)
             called = sum(map(len, trace)) / (6 * 4)
             assert abs(called - _cost(every, count, 4)) < 1e-12, f"{settings.spec()}: {called}"
             if every > 1:
                 speedup = 1 / _cost(every, count, 4)
-                assert DeltaDit(interval=every, speedup=speedup).count(4) == count
+                assert DeltaDiT(interval=every, speedup=speedup).count(4) == count
 
 
 def _cost(every: int, count: int, blocks: int) -> float:
@@ -105,13 +105,13 @@ def check_stages() -> None:
     """A boundary within a group of steps: no Delta is missing, stale or of the other run."""
     model = _toy(layers=6)
     for boundary in (4, 5, 6, 7):
-        settings = DeltaDit(interval=3, cached=2, boundary=boundary, steps=12)
+        settings = DeltaDiT(interval=3, cached=2, boundary=boundary, steps=12)
         with apply(model, settings):
             clock = cast(Any, model).transformer_blocks[0].forward.around.deltas.clock
             seen: list[Any] = []
             hook = model.register_forward_pre_hook(
                 lambda *_, of=clock, into=seen: into.append(
-                    (of.plan, {run: history.steps[0] for run, history in of.kept.items()})
+                    (of.plan, {run: history.steps[0] for (_, run), history in of.kept.items()})
                 )
             )
             _run(model, 12, side=4)
@@ -131,7 +131,7 @@ def check_order() -> None:
         count = len(anatomy.of(model).blocks)
         found = {}
         for order in (0, 1):
-            with apply(model, DeltaDit(cached=count, order=order, rule="front")) as handle:
+            with apply(model, DeltaDiT(cached=count, order=order, rule="front")) as handle:
                 found[order] = _outputs(model, _inputs(model), (900.0, 800.0, 700.0, 600.0))
             assert ("forecast" in handle.stats["delta-dit"]) == (order == 1)
         for step in (0, 1, 2):  # of one Delta there is no difference yet

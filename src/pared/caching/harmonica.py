@@ -13,8 +13,12 @@ Implemented from the paper, and from what the published code says where the pape
 code taken. Chosen here: cross-attentions, and in MM-DiTs the feed-forwards of the text, have
 entries of their own; a one-stream block of FLUX, which adds attention and feed-forward up in one
 projection, has one. Only what the next step takes again is kept at all. Where guidance calls for
-prompt and negative prompt in turn, both go by one table and each has its own memory. Without a
-router the table is `interval:2`. Not verified: pictures at the paper's scale, and a router under
+prompt and negative prompt in turn, both go by one table and each has its own memory. Steps are
+rounds of the pipeline's loop, two for what a scheduler of second order (Heun) calls a step, and
+each has a row. Without a router the table is `interval:2`. Lumina-Next isn't served: its two
+attentions hand on heads that are added up ahead of one projection, and to reuse what comes out of
+that would leave both running. Nor are U-Nets, whose convolutions would be computed all the same;
+the paper is about transformers. Not verified: pictures at the paper's scale, and a router under
 another sampler with the same timesteps, which is let through.
 """
 
@@ -42,12 +46,12 @@ INFO = Info(
     arxiv="2410.01723",
     venue="ICML 2025",
     kind="runtime",
-    families=("pixart", "dit", "sd3", "flux"),
+    families=("pixart", "dit", "sd3", "flux", "wan"),
     training=True,
     exact=False,
     maturity="faithful",
     summary="a learned table says which layer of which step takes its last output again",
-    cls="Harmonica",
+    cls="HarmoniCa",
     headlines=(
         Headline(
             key="theoretical-speed-up",
@@ -76,7 +80,7 @@ INFO = Info(
 )
 
 
-class Harmonica(RuntimeMethod):
+class HarmoniCa(RuntimeMethod):
     """The executor of a caching table, section 3 of the paper."""
 
     info = INFO
@@ -98,7 +102,7 @@ class Harmonica(RuntimeMethod):
         return table
 
     @model_validator(mode="after")
-    def _one_table(self) -> "Harmonica":
+    def _one_table(self) -> "HarmoniCa":
         if self.router is not None and self.table is not None:
             raise ValueError("give a router or a table, not both")
         return self
@@ -155,8 +159,6 @@ class Executor:
             else:
                 kept.pop(path, None)
                 plan.append("compute" if computed_then else "keep")
-        clock.count("computed", [p for p, a in zip(self.paths, plan, strict=True) if a != "reuse"])
-        clock.count("reused", [p for p, a in zip(self.paths, plan, strict=True) if a == "reuse"])
         return tuple(plan)
 
 
@@ -172,10 +174,12 @@ class Reuse:
 
     @torch.compiler.disable(recursive=False)
     def __call__(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        action, kept = self.clock.plan[self.index], self.clock.kept
+        action, kept, done = self.clock.plan[self.index], self.clock.kept, self.clock.done
         if action == "reuse":
+            done[self.path] = "reused"
             return kept[self.path]
         output = own(*args, **kwargs)
+        done[self.path] = "computed"
         if action == "keep":
             if self.path in kept:
                 raise runs_twice(self.path)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pared import anatomy
 from pared.anatomy import presets
-from pared.caching.harmonica import INFO, Harmonica
+from pared.caching.harmonica import INFO, HarmoniCa
 from pared.caching.harmonica_soft import Mixing, ProxyReading, Router, ends, iepo, proxies
 from pared.caching.harmonica_tables import Routing, cur_of, table_all, table_random
 from pared.caching.harmonica_training import Lesson, RouterTraining
@@ -30,7 +30,7 @@ STEPS = 5
 def toy(name: str) -> tuple[Any, Conditions]:
     """What a training asks of a pipeline, around a toy; and conditions for it."""
     model = presets.build(f"toy:{name}", device="cpu")
-    flow = name in ("sd3", "flux")
+    flow = name in ("sd3", "flux", "wan")
     scheduler = FlowMatchEulerDiscreteScheduler() if flow else DDIMScheduler(clip_sample=False)
     family = anatomy.of(model)
     generator = torch.Generator().manual_seed(0)
@@ -44,7 +44,9 @@ def toy(name: str) -> tuple[Any, Conditions]:
 
 def loop_of(pipeline: Any, conditions: Conditions) -> tuple[Trajectories, Condition, Tensor]:
     """The sampling loop of a toy with guidance, two samples' condition, and their noise."""
-    trajectories = Trajectories(pipeline, STEPS, guidance=2.0, size=(8, 8))
+    video = "frames" in anatomy.of(pipeline.transformer).sizes[0]
+    size = (2, 8, 8) if video else (8, 8)
+    trajectories = Trajectories(pipeline, STEPS, guidance=2.0, size=size)
     generator = torch.Generator().manual_seed(1)
     given = conditions.draw(2, generator)
     noise = torch.randn(2, *trajectories.shape, generator=generator)
@@ -68,7 +70,7 @@ def sampled_hard(
     routing = Routing(scores, sites, trajectories.told(conditions), tau=0.1)
     with tempfile.TemporaryDirectory() as folder:
         file = routing.save(Path(folder) / "router.safetensors")
-        with apply(trajectories.family.model, Harmonica(router=str(file))) as handle:
+        with apply(trajectories.family.model, HarmoniCa(router=str(file))) as handle:
             return sampled(trajectories, *run), handle.stats[INFO.slug]
 
 

@@ -55,8 +55,9 @@ class RouterTraining(BaseModel):
 
     steps: int = Field(default=20, ge=2, description="T of the runs that the table is for")
     guidance: float = Field(default=1.5, description="scale in training; 1 is none")
-    size: tuple[int, int] | None = Field(
-        default=None, description="height and width of the latents; None: the model's own"
+    size: tuple[int, int] | tuple[int, int, int] | None = Field(
+        default=None,
+        description="(frames,) height and width of the latents; None: the model's own",
     )
     batch_size: int = Field(default=64, ge=1, description="samples of a trajectory")
     updates: int = Field(default=20_000, ge=1, description="of a row; T - 1 in a trajectory")

@@ -56,6 +56,12 @@ class Memory:
             return mode
         return "keep" if mode == "reuse" else "own"
 
+    def begun(self) -> Mode:
+        """The same, where the attention runs: it is noted for the count."""
+        mode = self.mode
+        self.clock.done[self.path] = "reused" if mode in ("reuse", "last") else "computed"
+        return mode
+
     def keep(self, kept: Tensor) -> None:
         """Remember a map or an output."""
         self.clock.kept[self.path] = kept.detach()
@@ -86,7 +92,7 @@ class MapReuse:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        mode = self.memory.mode
+        mode = self.memory.begun()
         if mode == "own":
             extra = {} if temb is None else {"temb": temb}
             return self.own(attn, hidden_states, encoder_hidden_states, attention_mask, **extra)
@@ -140,6 +146,64 @@ class MapReuse:
         return softmax_map(query, key, attn.scale, mask, attn.upcast_attention, attn.upcast_softmax)
 
 
+class VideoMapReuse:
+    """The processor of an attention of Wan, which normalises queries and keys across all heads.
+
+    An output that is kept is that of its own processor, which may have mixed in a picture's
+    features by a softmax of their own.
+
+    Args:
+        memory: of this attention.
+        own: its processor as it was.
+        keep_output: where the values come from a prompt, keep the product and not the map.
+    """
+
+    def __init__(self, memory: Memory, own: Any, keep_output: bool) -> None:
+        self.memory, self.own, self.keep_output = memory, own, keep_output
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        mode, x, prompt = self.memory.begun(), hidden_states, encoder_hidden_states
+        constant = self.keep_output and prompt is not None
+        if mode == "own" or (mode == "keep" and constant):
+            y = self.own(attn, x, prompt, attention_mask, rotary_emb)
+            if mode == "keep":
+                self.memory.keep(y)
+            return y
+        if constant:
+            return self.memory.recall()
+        context = x if prompt is None else prompt
+        value = split_heads(attn.to_v(context), attn.heads)
+        if mode == "keep":
+            query, key = self.turned(attn, x, context, rotary_emb)
+            scale = query.shape[-1] ** -0.5
+            weights = softmax_map(query, key, scale, attention_mask).to(value.dtype)
+            self.memory.keep(weights)
+        else:
+            weights = self.memory.recall()
+        y = merge_heads(weights @ value)
+        for layer in attn.to_out:  # a linear map, then dropout
+            y = layer(y)
+        return y
+
+    def turned(
+        self, attn: Any, x: Tensor, context: Tensor, rotary: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Queries and keys, (batch, heads, tokens, channels), turned by their tokens' angles."""
+        query = split_heads(attn.norm_q(attn.to_q(x)), attn.heads)
+        key = split_heads(attn.norm_k(attn.to_k(context)), attn.heads)
+        if rotary is None:
+            return query, key
+        of_tokens = Rotary(*(part.transpose(1, 2) for part in rotary))
+        return rotate(query, of_tokens), rotate(key, of_tokens)
+
+
 class JointMapReuse:
     """The processor of a joint attention of image and text, in one stream or in two.
 
@@ -157,7 +221,7 @@ class JointMapReuse:
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
-        mode, image, text = self.memory.mode, hidden_states, encoder_hidden_states
+        mode, image, text = self.memory.begun(), hidden_states, encoder_hidden_states
         if mode == "own":
             return self.own(attn, image, text, attention_mask, image_rotary_emb)
         if attention_mask is not None:

@@ -19,9 +19,11 @@ aren't dense. Another cache beside it (of blocks, of branches, of cross-attentio
 resets: it works at dense steps alone, and those that fill the store of keys are full for it, too;
 in between it computes what comes by and keeps nothing, since a part of the patches, each of another
 age, is nothing to forecast from. So it gains where dense steps follow one another, before `start`
-and from `end` on. FLUX and PixArt, which the paper doesn't run, work as SD3 and Lumina-Next do.
-Steps are rounds of the pipeline's loop. Not verified: quality and speed at the paper's scale;
-schedulers other than Euler's for flows, which mix predictions of different age in every pixel.
+and from `end` on. FLUX, PixArt and DiT, which the paper doesn't run, work as SD3 and Lumina-Next
+do. U-Nets aren't served, whose convolutions hear their neighbours; nor is Wan, which makes
+positions for the whole grid of a video apart from its tokens. Steps are rounds of the pipeline's
+loop. Not verified: quality and speed at the paper's scale; schedulers other than Euler's for flows,
+which mix predictions of different age in every pixel.
 """
 
 import warnings
@@ -29,6 +31,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from pared import anatomy
 from pared.anatomy import Family, Site
@@ -46,12 +49,12 @@ INFO = Info(
     arxiv="2502.10389",
     venue="CVPR 2026",
     kind="runtime",
-    families=("sd3", "lumina", "flux", "pixart"),
+    families=("sd3", "lumina", "flux", "pixart", "dit"),
     training=False,
     exact=False,
     maturity="faithful",
     summary="steps that refine half of the picture, which attends to kept keys of the rest",
-    cls="Ras",
+    cls="RAS",
     grid=("ratio=0.75", "", "ratio=0.25"),
     headlines=(
         Headline(
@@ -81,8 +84,15 @@ INFO = Info(
     ),
 )
 
+# By which a denoiser is given what a ControlNet adds: SD3's, FLUX's.
+CONTROLS = (
+    "block_controlnet_hidden_states",
+    "controlnet_block_samples",
+    "controlnet_single_block_samples",
+)
 
-class Ras(RuntimeMethod):
+
+class RAS(RuntimeMethod):
     """Region-adaptive sampling, section 3 of the paper.
 
     The paper runs SD3 for 28 steps with resets (12, 20) and high_ratio 0.3, Lumina-Next for 30 with
@@ -119,7 +129,7 @@ class Ras(RuntimeMethod):
     )
 
     @model_validator(mode="after")
-    def _fitting(self) -> "Ras":
+    def _fitting(self) -> "RAS":
         if self.end is not None and self.end <= self.start:
             raise ValueError(
                 f"end={self.end} leaves no step from start={self.start} on; give a later end"
@@ -181,12 +191,15 @@ class Ras(RuntimeMethod):
         sites = family.sites("self_attention", "joint_attention")
         self._require(family, sites, pipeline)
         with ExitStack() as undo:
-            paths = tuple(site.path for site in sites)
+            # Who shares the denoiser may have a ControlNet that this pipeline hasn't.
+            asked = model.register_forward_pre_hook(_refuse_controlnet, with_kwargs=True)
+            undo.callback(asked.remove)
             clock = Clock(pipeline, undo, self.steps, leads=True)
-            regions = Regions(self, family, clock, paths)
+            regions = Regions(self, family, clock, len(sites))
             detour(family.model.get_submodule(family.embedder), regions.embed, undo)
             for site in sites:
-                detour(site.module, RegionalAttention(regions, site), undo)
+                # Where another method leaves an attention out, this one isn't asked.
+                detour(site.module, RegionalAttention(regions, site), undo, within=True)
             detour(family.model.get_submodule(family.output_layer), regions.finish, undo)
             return Handle(undo.pop_all(), (self,), regions.clock.stats)
 
@@ -208,6 +221,14 @@ class Ras(RuntimeMethod):
                 "predictions of different age in every pixel.",
                 stacklevel=4,
             )
+
+
+def _refuse_controlnet(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if any(kwargs.get(name) is not None for name in CONTROLS):
+        raise InputError(
+            f"ras can't be attached to a {type(model).__name__} that a ControlNet steers, which "
+            "adds to all patches; take it off for such calls."
+        )
 
 
 def _is_euler(scheduler: Any) -> bool:

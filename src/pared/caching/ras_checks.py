@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pared import anatomy
 from pared.anatomy import presets
 from pared.anatomy.denoiser import Denoiser
-from pared.caching.ras import INFO, Ras
+from pared.caching.ras import INFO, RAS
 from pared.caching.regional import Regions
 from pared.caching.regions import active_count, active_set, patch_metric
 from pared.method import apply
@@ -32,7 +32,7 @@ def check_off() -> None:
     for name in INFO.families:
         model = _toy(name)
         wanted = torch.stack(_run(model, _latents(model, 5)))
-        for settings in (Ras(ratio=1), Ras(start=5, steps=5)):
+        for settings in (RAS(ratio=1), RAS(start=5, steps=5)):
             with apply(model, settings) as handle:
                 found = torch.stack(_run(model, _latents(model, 5)))
             assert torch.equal(found, wanted), f"{name}: {settings.spec()} changed the output"
@@ -44,7 +44,7 @@ def check_all_active() -> None:
     for name in INFO.families:
         model = _toy(name)
         wanted = _run(model, _latents(model, 4))
-        with apply(model, Ras(start=1, quantum=1000)) as handle:
+        with apply(model, RAS(start=1, quantum=1000)) as handle:
             found = _run(model, _latents(model, 4))
         stats = handle.stats["ras"]
         assert stats["active_patches"] == stats["patches"] > 0, stats
@@ -56,7 +56,7 @@ def check_kept_keys() -> None:
     for name in INFO.families:
         model = _toy(name)
         latents = _latents(model, 1) * 6
-        with apply(model, Ras(start=1, ratio=0.25)) as handle:
+        with apply(model, RAS(start=1, ratio=0.25)) as handle:
             hook = model.register_forward_pre_hook(SameTime(), with_kwargs=True)
             outputs = _run(model, latents, {step: _some(step, 64, 16) for step in range(6)})
             hook.remove()
@@ -75,7 +75,7 @@ def check_inactive_patches() -> None:
         for change in (0.0, 1.0):
             last = _patches(latents[3]) + change * others[..., None]
             given = [*latents[:3], _pixels(last, latents[3])]
-            with apply(model, Ras(start=2)):
+            with apply(model, RAS(start=2)):
                 runs.append(_run(model, given, {2: first, 3: second}))
         _, before, between, after = (_patches(output) for output in runs[0])
         assert torch.equal(_patches(runs[1][3]), after), f"{name}: active patches saw the others"
@@ -90,7 +90,7 @@ def check_cost() -> None:
     """Work on patches is that of the active ones; scores are (a n + text) x (n + text)."""
     for name, text in (("sd3", 8), ("pixart", 0)):
         model = _toy(name)
-        with apply(model, Ras(start=1, ratio=0.25)):
+        with apply(model, RAS(start=1, ratio=0.25)):
             dense, regional = _flops(model)
         block = f"{type(model).__name__}.transformer_blocks.1"
         attn = f"{block}.{'attn' if text else 'attn1'}"
@@ -145,10 +145,11 @@ def check_patches() -> None:
         for side in (2,) if name == "flux" else (2, 4):
             model = _toy(name, side)
             family = cast(Denoiser, anatomy.of(model))
-            rows, columns = 12 // side, 20 // side
+            width = 12 if name == "dit" else 20  # its pictures are squares
+            rows, columns = 12 // side, width // side
             tokens: list[Tensor] = []
             embedder = model.get_submodule(family.embedder)
-            latents = torch.zeros(1, family.channels, 12, 20)
+            latents = torch.zeros(1, family.channels, 12, width)
             hook = embedder.register_forward_hook(_written(tokens, family))
             for number in (0, 1, columns, rows * columns - 2):
                 row, column = divmod(number, columns)
@@ -166,10 +167,10 @@ def check_patches() -> None:
 
 def check_steps() -> None:
     """T = 28: dense at 0-3, 12 and 20, filled ahead of the others; the last one keeps nothing."""
-    settings = Ras(resets=(12, 20), steps=28)
+    settings = RAS(resets=(12, 20), steps=28)
     dense = [step for step in range(28) if settings.dense(step, 28)]
     assert dense == [0, 1, 2, 3, 12, 20], dense
-    assert settings.dense(28, 28) and not settings.dense(28) and Ras(end=9).dense(9)
+    assert settings.dense(28, 28) and not settings.dense(28) and RAS(end=9).dense(9)
     model, modes = _toy("sd3"), list[str]()
     with apply(model, settings):
         regions = _regions(model)
@@ -184,7 +185,7 @@ def check_steps() -> None:
 
 def check_ramp() -> None:
     """More and more patches are skipped, and on average as many as without a ramp."""
-    settings = Ras(ramp=256, quantum=64)
+    settings = RAS(ramp=256, quantum=64)
     steps = [step for step in range(30) if not settings.dense(step, 30)]
     counts = [active_count(4096, 0.5, settings.more(step, 30), 64) for step in steps]
     assert counts == sorted(counts, reverse=True) and len(set(counts)) == 7, counts

@@ -19,7 +19,7 @@ from pared.nn.rotary import Rotary
 from pared.runtime import Clock, Leaves
 
 if TYPE_CHECKING:
-    from pared.caching.ras import Ras
+    from pared.caching.ras import RAS
 
 # "full" keeps nothing; "fill" computes all and keeps what regional steps need.
 Mode = Literal["full", "fill", "regional"]
@@ -51,14 +51,12 @@ class Regions:
         settings: of the method.
         family: of the model.
         clock: of the run.
-        paths: of the attentions that reuse.
+        sites: number of the attentions that reuse.
     """
 
-    def __init__(
-        self, settings: "Ras", family: Family, clock: Clock, paths: tuple[str, ...]
-    ) -> None:
-        self.settings, self.family, self.clock, self.paths = settings, family, clock, paths
-        clock.stats |= {"sites": len(paths), "patches": 0, "active_patches": 0}
+    def __init__(self, settings: "RAS", family: Family, clock: Clock, sites: int) -> None:
+        self.settings, self.family, self.clock = settings, family, clock
+        clock.stats |= {"sites": sites, "patches": 0, "active_patches": 0}
         clock.on_call = self.decide
 
     @property
@@ -73,7 +71,6 @@ class Regions:
 
     def decide(self) -> Plan:
         plan = self._planned()
-        self.clock.count("reused" if plan.mode == "regional" else "computed", self.paths)
         self.clock.leaves = LEAVES[plan.mode]
         return plan
 
@@ -128,10 +125,12 @@ class Regions:
         if active is None:
             kept[path] = key.detach(), value.detach()
             return key, value
-        for whole, part in zip(kept[path], (key, value), strict=True):
+        known = cast(tuple[Tensor, Tensor], kept[path])
+        for whole, part in zip(known, (key, value), strict=True):
             place = active[:, None, :, None].expand_as(part)
             whole.scatter_(2, place, part.detach().to(whole.dtype))
-        return cast(tuple[Tensor, Tensor], kept[path])
+        kept[path] = known
+        return known
 
     def finish(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Around the last layer: patches that weren't computed are given what they had."""
@@ -154,7 +153,10 @@ class RegionalAttention:
         self.layout, self.grid = regions.family.layout, regions.family.grid(site)
 
     def __call__(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.regions.plan.mode == "full":
+        mode = self.regions.plan.mode
+        self.regions.clock.done[self.path] = "reused" if mode == "regional" else "computed"
+        if mode == "full":
+            self.grid.require()  # later calls read it, and it's better to refuse the first
             return own(*args, **kwargs)
         return self.mixed(*args, **kwargs)
 

@@ -66,7 +66,7 @@ class Runs:
     The pipeline stays as it is; its components are shared.
 
     Args:
-        pipeline: text-to-image or class-to-image.
+        pipeline: text-to-image, text-to-video or class-to-image.
         method: what reuses, such as `AttentionMapReuse`; its own schedule doesn't matter.
         steps: of the pipeline's call.
         seeds: every prompt is painted from the noise of each.
@@ -153,7 +153,8 @@ class Runs:
                     output_type="latent" if self.latents else "np",
                     **self.call,
                 )
-            parts.append(torch.as_tensor(output.images).float().cpu())
+            painted = output.frames if hasattr(output, "frames") else output.images
+            parts.append(torch.as_tensor(painted).float().cpu())
         return torch.cat(parts)
 
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from pared import anatomy
 from pared.anatomy import presets
-from pared.caching.taylorseer import INFO, Taylorseer
+from pared.caching.taylorseer import INFO, TaylorSeer
 from pared.method import apply
 from pared.nn.forecast import Forecaster, History, Predictor
 
@@ -29,7 +29,7 @@ def check_off() -> None:
         model = _toy(name)
         wanted = _run(model, 4)
         for sites in SITES:
-            for settings in (Taylorseer(interval=1, sites=sites), Taylorseer(warmup=4)):
+            for settings in (TaylorSeer(interval=1, sites=sites), TaylorSeer(warmup=4)):
                 with apply(model, settings) as handle:
                     assert torch.equal(_run(model, 4), wanted), f"{name}, {sites}: it differs"
                 assert "forecast" not in handle.stats["taylorseer"], "something was forecast"
@@ -39,13 +39,13 @@ def check_reuse() -> None:
     """Order 0 equals plain reuse of module outputs, written down by itself, bit for bit."""
     for name in INFO.families:
         model = _toy(name)
-        settings = Taylorseer(interval=3, warmup=2, order=0)
+        settings = TaylorSeer(interval=3, warmup=2, order=0)
         with apply(model, settings):
             found = _run(model, 9)
         assert torch.equal(found, _reusing(model, settings, 9)), f"{name}: it isn't plain reuse"
 
 
-def _reusing(model: nn.Module, settings: Taylorseer, steps: int) -> Tensor:
+def _reusing(model: nn.Module, settings: TaylorSeer, steps: int) -> Tensor:
     """A run in which hooks give back each branch's output of the last full step."""
     kept: dict[str, Any] = {}
     step = -1
@@ -97,7 +97,7 @@ def _worst(value: Any, order: int, predictor: Predictor = "taylor", after: int =
 
 def _errors(value: Any, order: int, predictor: Predictor) -> list[tuple[int, float]]:
     """Forecast minus value at each forecast step, W = 3 and N = 4."""
-    settings, seer = Taylorseer(order=order), Forecaster(order, predictor)
+    settings, seer = TaylorSeer(order=order), Forecaster(order, predictor)
     history: History | None = None
     errors = []
     for step in range(50):
@@ -112,23 +112,23 @@ def _errors(value: Any, order: int, predictor: Predictor) -> list[tuple[int, flo
 
 def check_schedule() -> None:
     """T = 50: W = 3 and N = 3 to 7 make 18, 14, 12, 10 and 9 full steps, W = 2 and N = 5 11."""
-    counted = [sum(map(Taylorseer(interval=n).full, range(50))) for n in (3, 4, 5, 6, 7)]
+    counted = [sum(map(TaylorSeer(interval=n).full, range(50))) for n in (3, 4, 5, 6, 7)]
     assert counted == [18, 14, 12, 10, 9], counted
     for full, published in zip(counted, (2.77, 3.57, None, 4.99, 5.54), strict=True):
         assert published is None or abs(50 / full - published) < 0.02, f"{50 / full:.2f}"
-    assert sum(map(Taylorseer(warmup=2, interval=5).full, range(50))) == 11
-    assert [s for s in range(15) if Taylorseer().full(s)] == [0, 1, 2, 6, 10, 14]
+    assert sum(map(TaylorSeer(warmup=2, interval=5).full, range(50))) == 11
+    assert [s for s in range(15) if TaylorSeer().full(s)] == [0, 1, 2, 6, 10, 14]
 
 
 def check_memory() -> None:
     """Behind the i-th full step each site has min(i, m + 1) factors, and the bytes are counted."""
     for order in (0, 1, 2):
         model = _toy("pixart")
-        with apply(model, Taylorseer(interval=2, warmup=2, order=order)) as handle:
+        with apply(model, TaylorSeer(interval=2, warmup=2, order=order)) as handle:
             clock = _seer(model).clock
             for full, steps in ((1, 1), (2, 2), (2, 3), (3, 4), (3, 5), (4, 6)):
                 _run(model, steps)
-                counts = {len(history.factors[0]) for history in clock.kept.values()}
+                counts = {len(known.history.factors[0]) for known in clock.kept.values()}
                 assert counts == {min(full, order + 1)}, f"{counts} factors at {full} full steps"
         # Two blocks of three branches; 2 samples, 16 tokens of 32 channels in float32.
         wanted = 6 * (order + 1) * 2 * 16 * 32 * 4
@@ -141,7 +141,7 @@ def check_skipped_steps() -> None:
         model = _toy(name)
         family = anatomy.of(model)
         inside = [path for branch in family.branches for path in (branch.path, *branch.feeds)]
-        with apply(model, Taylorseer(warmup=1, interval=2)):
+        with apply(model, TaylorSeer(warmup=1, interval=2)):
             full, forecast = _layers(model, (900, 800))
         assert full.attentions and not forecast.attentions, f"{name}: attention was computed"
         left = {p for p in full.paths if any(f"{p}.".startswith(f"{i}.") for i in inside)}
@@ -155,11 +155,11 @@ def check_lite() -> None:
     """Forecasting the output alone runs no layer, and equals forecasting the last projection."""
     for name in INFO.families:
         model = _toy(name)
-        with apply(model, Taylorseer(warmup=1, interval=2, sites="output")) as handle:
+        with apply(model, TaylorSeer(warmup=1, interval=2, sites="output")) as handle:
             full, forecast = _layers(model, (900, 800))
         assert full.paths and not forecast.paths, f"{name}: a layer was computed"
         assert handle.stats["taylorseer"]["forecast"] == 1
-    model, settings = _toy("pixart"), Taylorseer(warmup=2, interval=3, sites="output")
+    model, settings = _toy("pixart"), TaylorSeer(warmup=2, interval=3, sites="output")
     with apply(model, settings):
         found = _run(model, 9)
     layer, seer = model.get_submodule("proj_out"), Forecaster(1)

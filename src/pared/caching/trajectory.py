@@ -102,7 +102,7 @@ class Point:
     """Where a trajectory is.
 
     Attributes:
-        latents: x, (batch, channels, height, width) in float32.
+        latents: x, (batch, channels, [frames,] height, width) in float32.
         step: that comes next, from 0.
         scheduler: as it is here; multi-step ones remember what they were given.
         seed: of the noise that stochastic schedulers add.
@@ -121,12 +121,13 @@ class Trajectories:
         pipeline: a stock pipeline of the family, or whatever has its denoiser and scheduler.
         steps: that users ask for.
         guidance: scale; 1 is none.
-        size: height and width of the latents; by default the model's own.
+        size: height and width of the latents, of a video frames ahead of them; what isn't given is
+            the model's own.
 
     Attributes:
         family: of the denoiser.
         steps: rounds of the loop.
-        shape: of a sample's latents, (channels, height, width).
+        shape: of a sample's latents, (channels, [frames,] height, width).
         scheduler: at the beginning; never stepped.
     """
 
@@ -135,14 +136,13 @@ class Trajectories:
         pipeline: Any,
         steps: int,
         guidance: float = 1.0,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, ...] | None = None,
     ) -> None:
         self.family = anatomy.of(denoiser(pipeline))
-        example = self.family.example(
-            1, *(size or (None, None)), text_tokens=1, generator=torch.Generator()
-        )
+        sides = dict(zip(("width", "height", "frames"), reversed(size or ()), strict=False))
+        example = self.family.example(1, **sides, text_tokens=1, generator=torch.Generator())
         self.shape = tuple(example[0].shape[1:])
-        self.scheduler = scheduler_for(pipeline, steps, self.shape[1:])
+        self.scheduler = scheduler_for(pipeline, steps, self.shape[-2:])
         self.steps = len(self.scheduler.timesteps)
         self.guidance = guidance
         self._embedded = "guidance" in self.family.conditions
@@ -178,7 +178,7 @@ class Trajectories:
         """The beginning of a trajectory.
 
         Args:
-            noise: white, (batch, channels, height, width).
+            noise: white, (batch, channels, [frames,] height, width).
             seed: of the noise that stochastic schedulers add.
         """
         scale = getattr(self.scheduler, "init_noise_sigma", 1.0)
@@ -192,7 +192,7 @@ class Trajectories:
             z = point.scheduler.scale_model_input(z, time)
         z = z.to(cast(Any, self.family.model).dtype)
         if self._joint:
-            z = z.repeat(2, 1, 1, 1)
+            z = torch.cat([z, z])
         times = time.to(self.device).expand(len(z))
         output = self.family.denoise(self.family.model, z, times, condition).float()
         if not self._joint:

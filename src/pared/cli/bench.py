@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,9 +12,6 @@ from pared import info
 from pared.cli import common
 from pared.cli.models import ModelName, locate
 from pared.errors import InputError
-
-if TYPE_CHECKING:
-    from pared.bench.report import Report
 
 
 @click.command()
@@ -48,6 +44,11 @@ if TYPE_CHECKING:
     type=common.MethodName("runtime"),
     help="With --frontier: of these methods only. Repeatable.",
 )
+@click.option(
+    "--peers",
+    is_flag=True,
+    help="Add an arm for every cache of diffusers and cache-dit that works on the model.",
+)
 @click.option("--prompt", "prompts", multiple=True, help="What to paint; repeat for more.")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps; by default the pipeline's.")
 @click.option(
@@ -76,6 +77,7 @@ def command(
     rivals: tuple[str, ...],
     frontier: bool,
     slugs: tuple[str, ...],
+    peers: bool,
     prompts: tuple[str, ...],
     speed_only: bool,
     html: Path | None,
@@ -87,8 +89,10 @@ def command(
 
     Base and arms take turns, so that what disturbs the machine disturbs all of them alike; pictures
     are painted from the same noise. Arms with run-time methods get a rival: the base with fewer
-    steps at the same cost. A preset is timed on random weights. Conversions given by --with are not
-    healed: give healed students by --against.
+    steps at the same cost. Each arm comes with the command that paints its first picture, and those
+    are marked that nothing else here beats in both speed and closeness to the base. A preset is
+    timed on random weights. Conversions given by --with are not healed: give healed students by
+    --against.
 
     \b
     Examples:
@@ -96,7 +100,7 @@ def command(
       pared bench pixart-sigma --with edit --with edit:r=8 --height 1024 --width 1024
       pared bench house:pixart --frontier --seeds 2 --html frontier.html
     """
-    if not stacks and not rivals and not frontier:
+    if not (stacks or rivals or frontier or peers):
         raise InputError(
             "there is nothing to compare; give an arm by --with METHOD or --against MODEL, or all "
             "that run-time methods offer by --frontier."
@@ -111,8 +115,8 @@ def command(
             info.get(spec.partition(":")[0].strip())
     source = locate(model)
     common.records_of(slugs, "runtime")
-    if frontier:
-        source.require_pipeline("a frontier")
+    if frontier or peers:
+        source.require_pipeline("a frontier" if frontier else "a cache of another library")
     others = {name: locate(name) for name in rivals}
 
     from pared.bench.run import bench
@@ -120,20 +124,25 @@ def command(
 
     arms: dict[str, Any] = {"base": []}
     arms |= {stack: [parse(spec) for spec in stack.split("+")] for stack in stacks}
-    arms |= {name: other.load() for name, other in others.items()}
-    base = model if source.kind == "preset" else source.load()
+    where = common.device_of(options["device"])
+    arms |= {name: other.load(device=where) for name, other in others.items()}
+    base = model if source.kind == "preset" else source.load(device=where)
     if frontier:
         arms |= _frontier(base, slugs)
-    report = bench(base, arms, prompts=prompts or None, quality=not speed_only, **options)
+    report = bench(
+        base,
+        arms,
+        prompts=prompts or None,
+        quality=not speed_only,
+        peers=peers,
+        models={"base": model} | {name: name for name in others},
+        **options,
+    )
     if html is not None:
         report.html(html)
     if output is not None:
         report.save_json(output)
     click.echo(json.dumps(report.to_dict(), indent=1) if as_json else report.table())
-    if frontier and not as_json and not speed_only:
-        click.echo("\nNothing here is both faster and nearer to the base than these:")
-        for command_line in _best(report, model):
-            click.echo(f"  {command_line}")
 
 
 def _frontier(pipeline: Any, slugs: tuple[str, ...]) -> dict[str, Any]:
@@ -145,19 +154,3 @@ def _frontier(pipeline: Any, slugs: tuple[str, ...]) -> dict[str, Any]:
     if not stacks:
         raise InputError("no run-time method can be attached to this model; give arms by --with.")
     return {"+".join(stack): list(grid.methods_of(stack)) for stack in stacks}
-
-
-def _best(report: Report, model: str) -> list[str]:
-    """Commands that paint as the arms of the Pareto set do, the fastest first."""
-    from pared.bench.graphs import pareto
-
-    rows = [row for row in report.rows if "psnr" in row.figures and "seconds" in row.figures]
-    points = [(row.figures["seconds"].value, row.figures["psnr"].value) for row in rows]
-    best = sorted(pareto(points, higher=True), key=lambda number: points[number])
-    found = []
-    for row in (rows[number] for number in best):
-        words = ["pared", "sample", model, "PROMPT"]
-        words += [word for spec in row.stack for word in ("--with", spec)]
-        words += ["--steps", str(row.steps), "-o", "picture.png"]
-        found.append(shlex.join(words))
-    return found

@@ -91,7 +91,9 @@ def command(
     Run-time methods and pairs of them, in the settings that their records name, compete with each
     other and with fewer steps. Every picture is painted by all that are left in turn; after each
     round the worse half goes. With --latency the way nearest to the whole model wins, with
-    --quality the fastest. The plan is for `pared sample --plan`. Ctrl-C keeps what was found.
+    --quality the fastest. The plan holds the methods and all that they were measured with: model,
+    sampler, type, steps, guidance and size; `pared sample --plan` runs it. Ctrl-C keeps what was
+    found.
 
     \b
     Examples:
@@ -120,6 +122,7 @@ def command(
         pairs=not no_pairs,
         on_round=progress.round,
         on_picture=progress.picture,
+        name=model,
         **call,
     )
     progress.close()

@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pared.cli import common
-from pared.cli.models import ModelName, config_of, locate
+from pared.cli.models import ModelName, Source, config_of, locate
 from pared.errors import InputError
+
+if TYPE_CHECKING:
+    from pared.bench.fit import Plan
 
 # Sample sizes for which PixArt pipelines have a table of aspect ratios; they refuse all others.
 BINNED = (32, 64, 128, 256)
@@ -28,7 +31,8 @@ USUAL_STAGES = (1, 1, 1, 1)
 @click.option(
     "--plan",
     type=click.Path(path_type=Path),
-    help="Methods and steps that `pared fit` found; --with adds to them, --steps goes before.",
+    help="What `pared fit` found, with all it was measured with; --with adds to it, other options "
+    "go before.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps; by default the pipeline's.")
 @click.option(
@@ -74,9 +78,10 @@ def command(
 ) -> None:
     """Paint pictures from prompts.
 
-    Works with any text-to-image pipeline of diffusers. Every prompt starts from the same noise, so
-    a picture depends on its own prompt and the seed alone, and pictures of different models or
-    methods can be compared. Several prompts give one file each and a sheet of all.
+    Works with any text-to-image pipeline of diffusers, and with those that paint classes: there a
+    prompt is the number of one. Every prompt starts from the same noise, so a picture depends on
+    its own prompt and the seed alone, and pictures of different models or methods can be compared.
+    Several prompts give one file each and a sheet of all.
 
     \b
     Examples:
@@ -84,20 +89,23 @@ def command(
       pared sample house:pixart "red apple" "woman firefighter" --steps 20 --seed 3 -o pictures
       pared sample students/sdxl-linfusion "a fox" --scale 2 --scale 4 -o fox.png
     """
-    if plan is not None:
-        from pared.bench.fit import read_plan
-
-        planned, steps = read_plan(plan)
-        specs = (*planned, *specs)
-        call["steps"] = call["steps"] or steps
-    common.records_of(specs, "runtime")
     source = locate(model)
     source.require_pipeline("painting")
+    planned: dict[str, Any] = {}
+    if plan is not None:
+        found = _planned(plan, source)
+        specs, dtype, planned = (*found.stack, *specs), dtype or found.dtype, found.call
+        call["steps"] = call["steps"] or found.steps
+    common.records_of(specs, "runtime")
     _check_output(output, len(prompts))
     where = common.device_of(device)
     methods = common.runtime_methods_of(specs)
     seed = call.pop("seed")
-    arguments = arguments_of(source.folder(), model, call)
+    arguments = planned | arguments_of(source.folder(), model, call)
+    named = painted_by(source.folder(), model)
+    if scales and named != "prompt":
+        raise InputError(f"{model} paints classes, which can't be refined; leave --scale out.")
+    wanted = [prompt if named == "prompt" else [_label(prompt, source)] for prompt in prompts]
     pipeline = source.load(common.dtype_of(dtype), where)
 
     import torch
@@ -111,9 +119,9 @@ def command(
     images = []
     # Without methods any pipeline will do, also one that pared can't read.
     with apply(pipeline, *methods) if methods else nullcontext():
-        for prompt in prompts:
+        for what in wanted:
             noise = torch.Generator().manual_seed(seed)
-            call = {"prompt": prompt, "generator": noise, **arguments}
+            call = {named: what, "generator": noise, **arguments}
             if scales:
                 images += coarse_to_fine(pipeline, scales=scales, strength=strength, **call)
             else:
@@ -142,18 +150,82 @@ def _check_output(output: Path, count: int) -> None:
     common.check_writable(output)
 
 
+def _planned(path: Path, source: Source) -> Plan:
+    """A plan that was made for this model and its sampler.
+
+    Raises:
+        InputError: it wasn't, or there is none.
+    """
+    from pared.bench.fit import read_plan
+
+    plan = read_plan(path)
+    if plan.model != source.name and not _is_at(plan.model, source):
+        raise InputError(
+            f"{path} is a plan for {plan.model} and says nothing of {source.name}; make one by "
+            "`pared fit`."
+        )
+    sampler = config_of(source.folder(), "model_index.json").get("scheduler", (None, None))[1]
+    if plan.sampler != sampler:
+        raise InputError(
+            f"{path} is a plan for the sampler {plan.sampler}, and {source.name} has {sampler}; "
+            "make one by `pared fit`."
+        )
+    return plan
+
+
+def _is_at(name: str, source: Source) -> bool:
+    """Whether another name means the same folder."""
+    try:
+        other = locate(name)
+    except InputError:
+        return False
+    return other.kind == source.kind and Path(other.place).resolve() == Path(source.place).resolve()
+
+
+def _label(prompt: str, source: Source) -> int:
+    """The number of a class, which stands for a prompt where a pipeline takes classes.
+
+    Raises:
+        InputError: it is none.
+    """
+    count = classes_of(source.folder())
+    if not prompt.isdecimal() or int(prompt) >= count:
+        kind = config_of(source.folder(), "model_index.json").get("_class_name")
+        raise InputError(
+            f"{source.name} is a {kind}, which takes no prompt but classes, and {prompt!r} is none "
+            f"of them; give a number from 0 to {count - 1}."
+        )
+    return int(prompt)
+
+
+def classes_of(folder: Path) -> int:
+    """How many classes a pipeline paints, the empty one left aside."""
+    return int(config_of(folder, "transformer/config.json").get("num_embeds_ada_norm") or 1000)
+
+
+def painted_by(folder: Path, model: str) -> str:
+    """What a pipeline paints from: "prompt", or "class_labels".
+
+    Raises:
+        InputError: it takes neither.
+    """
+    kind = config_of(folder, "model_index.json").get("_class_name")
+    takes = _call_of(kind, model)
+    for name in ("prompt", "class_labels"):
+        if name in takes:
+            return name
+    raise InputError(f"{model} is a {kind}, which takes no prompt; give a text-to-image pipeline.")
+
+
 def arguments_of(folder: Path, model: str, call: dict[str, Any]) -> dict[str, Any]:
     """The call's arguments under the pipeline's names, from its configuration alone.
 
     Raises:
         InputError: the pipeline takes no prompt or lacks an option, or a size doesn't divide.
     """
+    painted_by(folder, model)
     kind = config_of(folder, "model_index.json").get("_class_name")
     takes = _call_of(kind, model)
-    if "prompt" not in takes:
-        raise InputError(
-            f"{model} is a {kind}, which takes no prompt; give a text-to-image pipeline."
-        )
     names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
     given = {option: value for option, value in call.items() if value is not None}
     for option in given:

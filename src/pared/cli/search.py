@@ -9,12 +9,12 @@ import click
 
 from pared.cli import common
 from pared.cli.models import ModelName, locate
-from pared.cli.sample import arguments_of
+from pared.cli.sample import arguments_of, classes_of, painted_by
 from pared.errors import InputError
 
 if TYPE_CHECKING:
     from pared.caching.runs import Runs
-    from pared.caching.schedules import ReuseSchedule, Way
+    from pared.caching.schedules import Bits, Log, ReuseSchedule, Way
     from pared.method import RuntimeMethod
 
 # Of the noise: far from those that benches and samples begin with.
@@ -52,7 +52,7 @@ REUSE_COST = 0.3
     type=click.IntRange(1),
     default=16,
     show_default=True,
-    help="Captions of the emoji world to paint.",
+    help="To paint: captions of the emoji world, or classes where the model takes these.",
 )
 @click.option(
     "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Pictures of each."
@@ -77,6 +77,12 @@ REUSE_COST = 0.3
     required=True,
     help="Schedule to write (JSON).",
 )
+@click.option(
+    "--curve",
+    type=click.Path(path_type=Path),
+    help="Also write a page (HTML) with the curves of single steps: what reuse at each alone does "
+    "to the end, and how any small error made there grows.",
+)
 @common.json_option
 @common.device_option
 @common.dtype_option
@@ -94,6 +100,7 @@ def command(
     latents: bool,
     batch_size: int,
     output: Path,
+    curve: Path | None,
     as_json: bool,
     device: str | None,
     dtype: str | None,
@@ -103,12 +110,13 @@ def command(
 
     Paints the same prompts from the same noise under one schedule after the other, and compares
     each with the full run by PSNR. The schedule holds for this model, sampler and number of steps,
-    and for every prompt. Ctrl-C keeps the best schedule until then; what was scored lies beside the
-    output, in OUT.log, and the same command goes on from there.
+    and for every prompt, or class where the model paints these. Ctrl-C keeps the best schedule
+    until then; what was scored lies beside the output, in OUT.log, and the same command goes on
+    from there.
 
     \b
     Examples:
-      pared search house:unet --steps 20 --count 10 --out schedule.json
+      pared search house:unet --steps 20 --count 10 --out schedule.json --curve curve.html
       pared search house:pixart --method attention-map-reuse:sites=self --steps 10 --count 3
         --way exhaustive --prompts 4 --latents --out schedule.json
     """
@@ -116,52 +124,77 @@ def command(
     _check_count(count, steps)
     source = locate(model)
     source.require_pipeline("searching")
-    _check_output(output)
+    _check_output(output, "schedule.json")
+    _check_output(curve, "curve.html")
     where = common.device_of(device)
     method = _scheduled(spec)
     call = arguments_of(source.folder(), model, size)
+    painted = painted_by(source.folder(), model)
+    if latents and painted != "prompt":
+        raise InputError(f"{model} gives pictures alone; leave --latents out.")
 
     from pared.caching.runs import Runs
     from pared.caching.schedules import Log, search
 
-    captions = _captions(prompts)
-    about = {
-        "model": model,
-        "method": method.spec(),
-        "steps": steps,
-        "prompts": captions,
-        "seeds": seeds,
-        "latents": latents,
-        "dtype": dtype,
-        "call": call,
-    }
+    wanted = _captions(prompts) if painted == "prompt" else _classes(prompts, source.folder())
+    call[painted] = wanted
+    plain = {name: value for name, value in call.items() if name != painted}
+    about: dict[str, Any] = {"model": model, "method": method.spec(), "steps": steps}
+    about |= {"prompts": wanted, "seeds": seeds, "latents": latents, "dtype": dtype, "call": plain}
     log = Log(output.with_name(f"{output.name}.log"), about)
     pipeline = source.load(common.dtype_of(dtype), where)
-    runs = Runs(
-        pipeline,
-        cast(Any, method),
-        steps,
-        range(FIRST_SEED, FIRST_SEED + seeds),
-        latents,
-        batch_size,
-        prompt=captions,
-        **call,
-    )
+    noise = range(FIRST_SEED, FIRST_SEED + seeds)
+
+    def running(ends_in_latents: bool) -> Runs:
+        return Runs(pipeline, cast(Any, method), steps, noise, ends_in_latents, batch_size, **call)
+
+    runs = running(latents)
     found = search(runs, runs.steps, count, way, log, model, type(pipeline.scheduler).__name__)
     found.save(output)
+    if curve is not None and found.complete:
+        nudged = None if painted != "prompt" else runs if latents else running(True)
+        _draw(curve, f"{model}, {method.spec()}", runs, log, nudged)
     if as_json:
         common.print_json(found.to_dict())
     else:
         best = cast(Any, method).model_copy(update={"reuse": str(output)})
-        use = f"pared sample {model} PROMPT --steps {steps} --with {best.spec()}"
-        _show(found, runs, steps, use)
+        _show(
+            found, runs, steps, f"pared sample {model} PROMPT --steps {steps} --with {best.spec()}"
+        )
     if not found.complete:
-        options: dict[str, Any] = {"--method": spec, "--steps": steps, "--count": count}
-        options |= {"--way": way, "--prompts": prompts, "--seeds": seeds}
-        options |= {"--batch-size": batch_size, "--out": output, "--device": device}
-        options |= {"--dtype": dtype} | {f"--{name}": value for name, value in size.items()}
-        given = {name: value for name, value in options.items() if value is not None}
-        common.stopped(ctx, "search", [model, *["--latents"] * latents], given)
+        _stopped(ctx, model)
+
+
+def _draw(curve: Path, title: str, runs: Runs, log: Log, nudged: Runs | None) -> None:
+    """Write the page of single steps."""
+    from pared.bench import single_steps
+
+    single_steps.write(curve, title, Remembered(runs, log), runs.steps, nudged)
+
+
+def _stopped(ctx: click.Context, model: str) -> None:
+    """Say how to go on, with all that was given."""
+    words, given = [model], {}
+    for option in (each for each in ctx.command.params if isinstance(each, click.Option)):
+        name = next(each for each in option.opts if each.startswith("--"))
+        value = ctx.params[str(option.name)]
+        if option.is_flag:
+            words += [name] * bool(value)
+        elif value is not None:
+            given[name] = value
+    common.stopped(ctx, "search", words, given)
+
+
+class Remembered:
+    """Scores of which the log knows some."""
+
+    def __init__(self, runs: Runs, log: Log) -> None:
+        self.runs, self.log = runs, log
+
+    def __call__(self, bits: Bits) -> float:
+        if bits not in self.log.scores:
+            self.log.add(bits, self.runs(bits))
+        return self.log.scores[bits]
 
 
 def _check_count(count: int, steps: int) -> None:
@@ -180,9 +213,11 @@ def _scheduled(spec: str) -> RuntimeMethod:
     return method
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path | None, example: str) -> None:
+    if output is None:
+        return
     if output.is_dir():
-        raise InputError(f"{output} is a folder; give the name of a .json file.")
+        raise InputError(f"{output} is a folder; give the name of a file, e.g. {example}.")
     common.check_writable(output)
 
 
@@ -199,6 +234,20 @@ def _captions(count: int) -> list[str]:
     if count > len(captions):
         raise InputError(f"there are {len(captions)} captions; give a smaller --prompts.")
     return [captions[number * len(captions) // count] for number in range(count)]
+
+
+def _classes(count: int, folder: Path) -> list[int]:
+    """Classes from all over those of a model, none that benches paint.
+
+    Raises:
+        InputError: there aren't so many.
+    """
+    from pared.bench.subjects import CLASSES
+
+    classes = [number for number in range(classes_of(folder)) if number not in CLASSES]
+    if count > len(classes):
+        raise InputError(f"there are {len(classes)} classes; give a smaller --prompts.")
+    return [classes[number * len(classes) // count] for number in range(count)]
 
 
 def _show(found: ReuseSchedule, runs: Runs, steps: int, use: str) -> None:

@@ -14,6 +14,9 @@ Both are exact where the value is linear in the step. Beyond that Taylor's isn't
 differences look back: a s^2 is missed by -a N k at a uniform gap N. Newton's is the polynomial
 through the values themselves, exact up to the degree of its order whatever the gaps; at uniform
 gaps it is sum_i binom(k / N + i - 1, i) nabla^i y.
+
+A step may be any number that rises during a run. Where one comes twice, the later value takes the
+place of the earlier, and the differences stay.
 """
 
 import math
@@ -38,12 +41,12 @@ class History(NamedTuple):
     """What is known of the values of one site.
 
     Attributes:
-        steps: at which it was computed, the latest first; as many as factors are kept at most.
+        steps: where it was computed, the latest first; as many as factors are kept at most.
         factors: F^0, F^1, ... of each stream, shaped like its values.
         dtypes: of the values themselves.
     """
 
-    steps: tuple[int, ...]
+    steps: tuple[float, ...]
     factors: tuple[tuple[Tensor, ...] | None, ...]
     dtypes: tuple[torch.dtype | None, ...]
 
@@ -62,8 +65,10 @@ class Forecaster:
     predictor: Predictor = "taylor"
     dtype: Stored | None = None
 
-    def updated(self, old: History | None, step: int, values: Streams) -> History:
+    def updated(self, old: History | None, step: float, values: Streams) -> History:
         """The history with the values of a computed step; of the first, there's no `old` one."""
+        if old is not None and old.steps[0] == step:
+            return self._replaced(old, values)
         steps = (step, *(old.steps if old else ()))[: self.order + 1]
         past = old.factors if old else (None,) * len(values)
         spans = self._spans(steps)
@@ -73,7 +78,15 @@ class Forecaster:
         )
         return History(steps, factors, tuple(v if v is None else v.dtype for v in values))
 
-    def forecast(self, history: History, step: int) -> Streams:
+    def _replaced(self, old: History, values: Streams) -> History:
+        """The history with other values at its last step."""
+        factors = tuple(
+            None if value is None else (*self._differences(value, (), ()), *(before or ())[1:])
+            for value, before in zip(values, old.factors, strict=True)
+        )
+        return old._replace(factors=factors)
+
+    def forecast(self, history: History, step: float) -> Streams:
         """The values at a later step, in the types that they were computed in."""
         weights = self._weights(history.steps, step)
         return tuple(
@@ -82,7 +95,7 @@ class Forecaster:
         )
 
     def _differences(
-        self, value: Tensor, past: tuple[Tensor, ...], spans: tuple[int, ...]
+        self, value: Tensor, past: tuple[Tensor, ...], spans: tuple[float, ...]
     ) -> tuple[Tensor, ...]:
         """F^0, F^1, ... from a value and the factors before, in float32 or finer.
 
@@ -95,12 +108,12 @@ class Forecaster:
             found.append((found[-1] - previous.to(found[-1].dtype)) / span)
         return tuple(factor.to(stored) for factor in found)
 
-    def _spans(self, steps: tuple[int, ...]) -> tuple[int, ...]:
+    def _spans(self, steps: tuple[float, ...]) -> tuple[float, ...]:
         """The steps d_i that each difference is divided by."""
         last = steps[1:2] * (len(steps) - 1) if self.predictor == "taylor" else steps[1:]
         return tuple(steps[0] - step for step in last)
 
-    def _weights(self, steps: tuple[int, ...], step: int) -> tuple[float, ...]:
+    def _weights(self, steps: tuple[float, ...], step: float) -> tuple[float, ...]:
         """What each factor is multiplied with."""
         if self.predictor == "taylor":
             return tuple((step - steps[0]) ** i / math.factorial(i) for i in range(len(steps)))

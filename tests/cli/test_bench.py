@@ -1,0 +1,32 @@
+"""`pared bench`: arms from the command line, with what it says of each."""
+
+import json
+
+import pytest
+
+
+def test_caches_of_other_libraries_stand_beside_or_are_noted(run, pipeline):
+    words = ["--with", "taylorseer:interval=2,warmup=1", "--peers", "--steps", 4, "--rounds", 1]
+    result = run("bench", pipeline, *words, "--prompt", "a", "--speed-only", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    commands = {row["name"]: row["command"] for row in found["rows"]}
+    assert commands["base"] == f"pared sample {pipeline} a --steps 4 -o picture.png"
+    assert "--with taylorseer:interval=2,warmup=1" in commands["taylorseer:interval=2,warmup=1"]
+    # Its pipeline announces no context, which First Block Cache asks for.
+    assert any(note.startswith("diffusers-fbc fails: ValueError") for note in found["notes"])
+    # Nothing was painted, so nothing is near.
+    assert found["front"] == []
+
+
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        (["PIPE"], "there is nothing to compare; give an arm by --with METHOD"),
+        (["PIPE", "--with", "tailorseer"], "did you mean taylorseer"),
+        (["PIPE", "--peers", "--device", "tpu"], "there is no device 'tpu' here"),
+        (["toy:dit", "--peers"], "a cache of another library needs a whole pipeline"),
+    ],
+)
+def test_refusals(refused, pipeline, words, part):
+    assert part in refused("bench", *(pipeline if word == "PIPE" else word for word in words))
