@@ -10,6 +10,8 @@ import torch
 
 from pared.caching.harmonica_tables import Routing
 from pared.caching.harmonica_training import Lesson
+from pared.cli import route
+from pared.errors import InputError
 from tests.signals import ctrl_c
 
 # Three steps, two trajectories of two updates, 32 x 32 pixels.
@@ -86,3 +88,12 @@ def test_a_configuration_has_no_sampling_to_learn_along(refused, prompts):
     assert "needs a whole pipeline" in refused("route", "toy:dit", *QUICK, "-o", "a.safetensors")
     prompts.write_text("\n")
     assert "has no prompts" in refused("route", "toy:dit", *QUICK, "-o", "a.safetensors")
+
+
+def test_sizes_of_videos(tmp_path):
+    """Wan's patch is one of time, height and width."""
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"patch_size": [1, 2, 2]}')
+    assert route._latents(tmp_path, "wan", 32) == (4, 4)
+    with pytest.raises(InputError, match="--size 40 doesn't work with wan; give a multiple of 16"):
+        route._latents(tmp_path, "wan", 40)

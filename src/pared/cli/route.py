@@ -192,7 +192,9 @@ def _latents(folder: Path, model: str, size: int | None) -> tuple[int, int] | No
         return None
     stages = config_of(folder, "vae/config.json").get("block_out_channels", USUAL_STAGES)
     scale = 2 ** (len(stages) - 1)
-    unit = scale * (config_of(folder, "transformer/config.json").get("patch_size") or 1)
+    # A number, or of videos time, height and width.
+    patch = config_of(folder, "transformer/config.json").get("patch_size") or 1
+    unit = scale * (patch[-1] if isinstance(patch, list) else patch)
     if size % unit:
         raise InputError(f"--size {size} doesn't work with {model}; give a multiple of {unit}.")
     return size // scale, size // scale
