@@ -190,11 +190,11 @@ def test_held_out_voices_share_no_variant_with_training():
         variants = [{voice.name.split("+")[-1] for voice in group} for group in (train, heldout)]
         assert not set.intersection(*variants)
         assert len({voice.label for voice in train + heldout}) == len(train + heldout)
-    assert len(VOICES["espeak-ng"]["train"]) == 32 and len(VOICES["espeak-ng"]["heldout"]) == 8
+    assert len(VOICES["espeak-ng"]["train"]) == 56 and len(VOICES["espeak-ng"]["heldout"]) == 8
 
 
 def test_every_voice_says_equally_much():
-    spoken = world.requests("digits", "train", 64)
+    spoken = world.requests("digits", "train", 112)
     assert set(Counter(one.voice for one in spoken).values()) == {2}
     assert all(voices.SLOWEST <= one.rate <= voices.FASTEST for one in spoken)
     assert len({one.rate for one in spoken}) > 20
@@ -344,6 +344,16 @@ def test_all_voices_are_there_and_others_are_refused():
         voices.check_voice(Voice("espeak-ng", "en-us+f99", 50))
     with pytest.raises(InputError, match="has no voice 'en-mars'"):
         voices.check_voice(Voice("espeak-ng", "en-mars+f3", 50))
+    # espeak-ng speaks like that, without the variant.
+    with pytest.raises(InputError, match="has no voice 'en-gb'"):
+        voices.check_voice(Voice("espeak-ng", "en-gb+f3", 50))
+
+
+@espeak
+def test_no_two_voices_are_one():
+    everyone = [voice for group in VOICES["espeak-ng"].values() for voice in group]
+    heard = {voices.speak(Request("one", voice, 160)).numpy().tobytes() for voice in everyone}
+    assert len(heard) == len(everyone)
 
 
 @espeak

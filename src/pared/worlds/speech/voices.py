@@ -86,18 +86,22 @@ def _espeak(*groups: tuple[str, str, tuple[int, ...]]) -> tuple[Voice, ...]:
     )
 
 
+# Accents are the names of espeak-ng's files: British English is "en". Of a language, as "en-gb",
+# espeak-ng takes the same accent but leaves out the variant in silence, and all voices are one.
 # Pitches lie on both sides of the variant's own, which is 50.
 VOICES: dict[str, dict[str, tuple[Voice, ...]]] = {
     "espeak-ng": {
         "train": _espeak(
-            ("en-us", "f1 f4 m1 m3 Alicia Alex", (35, 65)),
-            ("en-gb", "f2 m2 m4 m7 Annie pedro", (35, 65)),
-            ("en-gb-scotland", "f2 m6 steph david", (50,)),
-            ("en-us-nyc", "f1 m3 Annie klatt2", (50,)),
+            ("en-us", "f1 f4 m1 m3 Alicia Alex anika Denis", (35, 65)),
+            ("en", "f2 m2 m4 m7 Annie pedro belinda Marco", (35, 65)),
+            ("en-gb-scotland", "f2 m6 steph david shelby Mario", (50,)),
+            ("en-us-nyc", "f1 m3 Annie klatt2 Nguyen gustave", (50,)),
+            ("en-gb-x-rp", "f4 m1 grandma Jacky robert sandro", (50,)),
+            ("en-029", "Alicia m7 Michael victor ed edward", (50,)),
         ),
         "heldout": _espeak(
             ("en-us", "f3 m8 Andrea paul", (50,)),
-            ("en-gb", "f5 m5 linda Hugo", (50,)),
+            ("en", "f5 m5 linda Hugo", (50,)),
         ),
     },
     "flite": {
@@ -223,8 +227,10 @@ def known_voices(synthesizer: str) -> tuple[frozenset[str], ...]:
     """Names of voices; of espeak-ng the accents, then the variants."""
     if synthesizer == "flite":
         return (frozenset(run("flite", "-lv").partition(":")[2].split()),)
-    # Columns are priority, language, age and sex, name, file; a variant's file is "!v/m3".
-    accents = {line.split()[1] for line in run(synthesizer, "--voices=en").splitlines()[1:]}
+    # Columns are priority, language, age and sex, name, file. An accent's file is "gmw/en-US", and
+    # found in small letters, too; a variant's is "!v/m3".
+    listed = run(synthesizer, "--voices=en").replace("\\", "/").splitlines()[1:]
+    accents = {line.split()[4].rpartition("/")[2].lower() for line in listed}
     listed = run(synthesizer, "--voices=variant").replace("\\", "/")
     variants = {part.removeprefix("!v/") for part in listed.split() if part.startswith("!v/")}
     return frozenset(accents), frozenset(variants)
