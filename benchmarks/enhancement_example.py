@@ -35,8 +35,8 @@ def write(options: argparse.Namespace) -> None:
     }
     soundfile = need("soundfile", extra="speech")
     for name, sound in sounds.items():
-        path = folder / f"speech-{name}.flac"
-        soundfile.write(path, to_int16(sound).numpy(), RATE, subtype="PCM_16")
+        path = folder / f"speech-{name}.mp3"  # a quarter of FLAC's bytes, and all browsers play it
+        soundfile.write(path, to_int16(sound).numpy(), RATE)
         print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
     path = folder / "speech-spectrograms.png"
     picture(panels(pair, first, second)).save(path, optimize=True)

@@ -9,10 +9,8 @@ import torch
 
 from pared import results
 from pared.speech.streaming_pse.method import StreamingPSE
-from pared.training import loop
 from tests.docs.markdown import ROOT
 from tests.speech import recognisers
-from tests.worlds.tones import Tones, write_librispeech
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -23,15 +21,6 @@ TOY = [
     "data.mixing.enrolment_seconds=[0.5, 1.0]",
     *(f"stages.0.training.{x}" for x in ("steps=2", "batch_size=2", "warmup=1")),
 ]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Four talkers of three tones each, once to learn from and once, longer, to be judged by."""
-    place = tmp_path_factory.mktemp("voices")
-    write_librispeech(place / "train", Tones())
-    write_librispeech(place / "heldout", Tones(seconds=0.9))
-    return place
 
 
 @pytest.fixture
@@ -55,11 +44,7 @@ def bench(corpus, tmp_path, monkeypatch):
     return run
 
 
-def never(*_):
-    raise AssertionError("something is trained again")
-
-
-def test_what_is_trained_is_only_judged_anew(bench, tmp_path, monkeypatch, capsys):
+def test_what_is_trained_is_only_judged_anew(bench, tmp_path, monkeypatch, capsys, forbid_training):
     options = ["--parts", "learn", "--clips", "2", "--seeds", "0"]
     found = bench(*options, "--recogniser", "house:none")
     assert "house:none isn't shipped; words aren't counted" in capsys.readouterr().out
@@ -71,7 +56,7 @@ def test_what_is_trained_is_only_judged_anew(bench, tmp_path, monkeypatch, capsy
     half, mean = (row["parameters"] for row in (rows[6], rows[3]))
     assert half <= mean / 2
 
-    monkeypatch.setattr(loop._Run, "one_step", never)
+    forbid_training()
     recognisers.conformer().save(tmp_path / "recogniser")
     found = bench(*options, "--kept", "--recogniser", str(tmp_path / "recogniser"))
     (again,) = found.tables.values()
@@ -82,7 +67,7 @@ def test_what_is_trained_is_only_judged_anew(bench, tmp_path, monkeypatch, capsy
     assert len(folders) == 5
     assert all(len(list(folder.glob("marks-*.json"))) == 2 for folder in folders)
     # Nothing is heard anew either where nothing else is asked.
-    monkeypatch.setattr(StreamingPSE, "build", never)
+    monkeypatch.setattr(StreamingPSE, "build", None)
     monkeypatch.setattr(bench.module, "half_width", lambda _: 8)
     monkeypatch.setattr("enhancement_marks.Judge.bounds", lambda _: {})
     (rows,) = bench(*options, "--recogniser", str(tmp_path / "recogniser")).tables.values()
@@ -140,7 +125,7 @@ def test_the_example_is_written(bench, tmp_path):
 
     bench("--parts", "example", "--model", saved(tmp_path / "model"))
     names = ("enrolment", "mixture", "enhanced", "swapped")
-    sounds = {name: soundfile.read(tmp_path / "docs" / f"speech-{name}.flac") for name in names}
+    sounds = {name: soundfile.read(tmp_path / "docs" / f"speech-{name}.mp3") for name in names}
     assert {rate for _, rate in sounds.values()} == {16000}
     assert len({len(sound) for name, (sound, _) in sounds.items() if name != "enrolment"}) == 1
     with Image.open(tmp_path / "docs" / "speech-spectrograms.png") as picture:
