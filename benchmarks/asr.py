@@ -12,29 +12,25 @@ was. Writes results/asr.json, and the claims of both methods into their own file
 """
 
 import argparse
-import json
-import multiprocessing
 import os
-import resource
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import record
+import seeded
+import speech_costs
 import torch
+from recognised import errors_of, sounds_of
+from torch import Tensor
 
 import pared
 from pared import recipe
-from pared.bench import scaling
 from pared.bench.timing import Timings, interleave, peak_memory
-from pared.bench.words import WordErrors, word_errors
+from pared.bench.words import WordErrors
 from pared.objectives.ctc import CTC
 from pared.speech.hearing import leave_out_padding
-from pared.speech.recognition import Recogniser, training, transcribe
-from pared.training import generator_for
+from pared.speech.recognition import Recogniser, training
 from pared.worlds.speech.audio import RATE
 from pared.worlds.speech.characters import Characters
 from pared.worlds.speech.data import TranscriptData
@@ -51,10 +47,8 @@ def planned(options: argparse.Namespace, arm: str, seed: int) -> recipe.Recipe:
     """The recipe of one arm and seed; the mixer drops what the recipe lets attentions drop."""
     plan = recipe.read(options.recipe, options.set)
     dropout = plan.model.config.get("attention_dropout", 0.1)
-    methods = {BASE: [], ROPE: [ROPE], MEAN: [f"{MEAN}:dropout={dropout}"]}[arm]
-    seeds = [f"{place}.seed={seed}" for place in ("model", "stages.0.training")]
-    changes = [*options.set, *seeds, f"model.methods={json.dumps(methods)}"]
-    return recipe.read(options.recipe, changes)
+    methods = {BASE: (), ROPE: (ROPE,), MEAN: (f"{MEAN}:dropout={dropout}",)}[arm]
+    return seeded.planned(plan, seed, methods=methods)
 
 
 def built(table: recipe.ModelTable) -> Any:
@@ -75,18 +69,11 @@ def fresh(options: argparse.Namespace, arm: str) -> Recogniser:
 # Errors -----------------------------------------------------------------------------------------
 
 
-def heldout(plan: recipe.Recipe, noisy: bool, count: int | None) -> tuple[list[str], list]:
-    """Transcripts and sounds of voices and texts that training hasn't; the same at every call."""
+def heldout(plan: recipe.Recipe, noisy: bool, count: int | None) -> tuple[list[str], list[Tensor]]:
+    """Transcripts and sounds of voices and texts that training hasn't."""
     counts = dict.fromkeys(kinds_of(plan.data.source), count) if count else {}
     said = utterances(plan.data.source, "heldout", counts)
-    data = TranscriptData(said, snr=plan.data.snr if noisy else None)
-    drawn = (data.batch(torch.tensor([n]), generator_for(7, n)) for n in range(len(data)))
-    return said.transcripts, [batch["waveform"][0] for batch in drawn]
-
-
-def errors_of(recogniser: Recogniser, said: list[str], sounds: list) -> WordErrors:
-    heard = [" ".join(w.text for w in transcribe(recogniser, [sound])) for sound in sounds]
-    return word_errors(said, heard)
+    return said.transcripts, sounds_of(said, plan.data.snr if noisy else None)
 
 
 def errors(options: argparse.Namespace) -> None:
@@ -139,13 +126,7 @@ def write_errors(
             run["noisy"].rate / max(base["noisy"].rate, 1e-9)
             for run, base in zip(found[arm], found[BASE], strict=True)
         ]
-        claim(arm, key, ratios, options.seeds, told)
-
-
-def claim(slug: str, key: str, values: list[float], seeds: list[int], note: str) -> None:
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    claimed = record.claim(slug, key, statistics.mean(values), spread, seeds, note)
-    record.write(slug, [claimed])
+        record.write(arm, [seeded.claim(arm, key, ratios, options.seeds, told)])
 
 
 # A step of training -----------------------------------------------------------------------------
@@ -205,44 +186,32 @@ def timed(options: argparse.Namespace, size: Size) -> Timings:
     return timings
 
 
-def rows_of(timings: Timings) -> list[dict[str, Any]]:
-    return [
-        {
-            "attention": arm,
-            "s per step": float(f"{timing.median:.3g}"),
-            "base / this, s": round(timing.ratio, 3),
-            "10 to 90 %": f"{timing.ratio_low:.3f} to {timing.ratio_high:.3f}",
-        }
-        for arm, timing in timings.items()
-    ]
-
-
 def steps(options: argparse.Namespace) -> None:
     """Time steps of all arms in turn, of the recipe's size and longer, and their memory alone."""
     size, epoch = usual(options)
     timings = timed(options, size)
-    short = rows_of(timings)
+    short = speech_costs.rows_of(timings)
     for row, timing in zip(short, timings.values(), strict=True):
         row |= {"utterances": str(size), "steps of an epoch": epoch}
         row["s per epoch"] = float(f"{epoch * timing.median:.3g}")
     size_long = Size(options.batch, options.seconds)
-    memory = {arm: alone(step_memory, options, arm, size_long) for arm in ARMS}
+    memory = {arm: speech_costs.alone(step_memory, options, arm, size_long) for arm in ARMS}
     timings = timed(options, size_long)
-    long = rows_of(timings)
-    for row in long:
-        row["MiB at the peak"] = round(memory[row["attention"]] / 2**20)
-        row["base / this, MiB"] = round(memory[BASE] / memory[row["attention"]], 3)
     tables = {
         "a training step as in the recipe": short,
-        f"a training step on {size_long}": long,
+        f"a training step on {size_long}": speech_costs.rows_of(timings, memory),
         "conditions": conditions(options),
     }
     record.write("asr", (), tables)
     told = " ".join([f"A step on {size_long}.", *timings.verdict.notes])
-    for arm in ERRORS:
-        claim(arm, "training-time", [timings[arm].ratio], [0], told)
-    claim(MEAN, "training-memory", [memory[BASE] / memory[MEAN]], [0], told)
-    claim(ROPE, "parameters", [spared_parameters() / 1e6], [0], "Counted.")
+    figures = {
+        (ROPE, "training-time"): (timings[ROPE].ratio, told),
+        (ROPE, "parameters"): (spared_parameters() / 1e6, "Counted."),
+        (MEAN, "training-time"): (timings[MEAN].ratio, told),
+        (MEAN, "training-memory"): (memory[BASE] / memory[MEAN], told),
+    }
+    for (slug, key), (one, note) in figures.items():
+        record.write(slug, [record.claim(slug, key, one, None, [0], note)])
 
 
 def spared_parameters() -> int:
@@ -259,101 +228,21 @@ def spared_parameters() -> int:
 # Length -----------------------------------------------------------------------------------------
 
 
-def heard_at(options: argparse.Namespace, arm: str, seconds: float) -> dict[str, float] | None:
-    """Seconds and MiB of scoring one utterance; None where it doesn't fit the memory."""
+def heard_at(options: argparse.Namespace, arm: str, seconds: float) -> speech_costs.Point | None:
+    """What scoring one utterance takes."""
     recogniser = fresh(options, arm)
     sound = 0.1 * torch.randn(round(seconds * recogniser.rate))
-    try:
-        recogniser.scores(sound[: recogniser.rate])  # libraries prepare themselves at first use
-        bytes_ = peak_memory(lambda: recogniser.scores(sound))
-        durations: list[float] = []
-        while not durations or (len(durations) < 5 and sum(durations) < 10):
-            begun = time.perf_counter()
-            recogniser.scores(sound)
-            durations.append(time.perf_counter() - begun)
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
-            raise
-        return None
-    return {
-        "length": seconds,
-        "seconds": statistics.median(durations),
-        "MiB": max(bytes_, 1) / 2**20,
-    }
+    recogniser.scores(sound[: recogniser.rate])  # libraries prepare themselves at first use
+    return speech_costs.point_of(lambda: recogniser.scores(sound), seconds)
 
 
 def lengths(options: argparse.Namespace) -> None:
     """Time and memory against the length of an utterance, each in a process of its own."""
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
-    for arm, points in found.items():
-        for length in options.lengths:
-            point = alone(heard_at, options, arm, length, gigabytes=options.gigabytes)
-            if point is None:
-                print(arm, length, "doesn't fit", flush=True)
-                break
-            points.append(point)
-            print(arm, json.dumps(point), flush=True)
-    over = shared(found, options.floor)
-    seconds, mib = (
-        [{"attention": arm} | row_of(points, key, over, options) for arm, points in found.items()]
-        for key in ("seconds", "MiB")
-    )
-    times = {a: [(p["length"], float(f"{p['seconds']:.4g}")) for p in found[a]] for a in found}
-    memory = {a: [(p["length"], round(p["MiB"], 1)) for p in found[a]] for a in found}
-    tables = {
-        "seconds that an utterance takes, by its length": seconds,
-        "MiB that an utterance takes, by its length": mib,
-        "conditions": conditions(options),
-    }
-    figures = {
-        "time of an utterance": record.curves("seconds of speech", "seconds", times),
-        "memory of an utterance": record.curves("seconds of speech", "MiB", memory),
-    }
-    record.write("asr", (), tables, figures)
-
-
-def shared(found: dict[str, list[dict[str, float]]], floor: float) -> list[float]:
-    """Lengths that fit the memory with every arm, of those so long that length decides."""
-    fitting = [{point["length"] for point in points} for points in found.values()]
-    return sorted(length for length in set.intersection(*fitting) if length >= floor)
-
-
-def row_of(
-    points: list[dict[str, float]], key: str, over: list[float], options: argparse.Namespace
-) -> dict[str, object]:
-    """The p of key = c length^p by least squares on logarithms, and what every length takes."""
-    at = {point["length"]: point[key] for point in points}
-    row: dict[str, object] = {}
-    if len(over) > 1:
-        fitted = scaling.exponent(over, [at[length] for length in over])
-        row[f"exponent, {over[0]:g} to {over[-1]:g} s"] = round(fitted, 3)
-    row |= {
-        f"{length:g} s": float(f"{at[length]:.3g}") if length in at else "too much memory"
-        for length in options.lengths
-    }
-    return row
+    tables, figures = speech_costs.by_length(heard_at, options, ARMS, "an utterance", "its length")
+    record.write("asr", (), tables | {"conditions": conditions(options)}, figures)
 
 
 # All --------------------------------------------------------------------------------------------
-
-
-def alone(call: Callable[..., Any], *arguments: Any, gigabytes: int | None = None) -> Any:
-    """What a function gives in a process of its own, so that no other one's memory lies about.
-
-    Args:
-        call: the function.
-        arguments: of it.
-        gigabytes: that the process may take; None for all there are.
-    """
-    with multiprocessing.get_context("spawn").Pool(1, limit, (gigabytes,)) as pool:
-        return pool.apply(call, arguments)
-
-
-def limit(gigabytes: int | None) -> None:
-    """Let this process take no more memory."""
-    if gigabytes is not None:
-        most = gigabytes * 2**30
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 SAME = (
@@ -388,13 +277,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="long utterances of a timed step")
     parser.add_argument("--seconds", type=float, default=12.0, help="that each of them lasts")
     parser.add_argument("--rounds", type=int, default=10, help="of timed steps")
-    lengths_ = [10, 30, 60, 90, 120, 180, 300, 600]
-    parser.add_argument("--lengths", type=float, nargs="+", default=lengths_, help="in seconds")
-    parser.add_argument("--floor", type=float, default=60, help="length that exponents begin at")
-    half = psutil.virtual_memory().total // 2**31
-    parser.add_argument("--gigabytes", type=int, default=half, help="that a length may take")
+    speech_costs.add_options(parser, [10, 30, 60, 90, 120, 180, 300, 600], floor=60)
     options = parser.parse_args()
-    for part in options.parts:
+    for part in ["errors"] if options.only else options.parts:
         PARTS[part](options)
 
 

@@ -37,11 +37,7 @@ def caches() -> dict[str, RuntimeMethod]:
     """Everything that is tried, by the name of its column."""
     records = info.registry().values()
     ours = [SPECS.get(r.slug, r.slug) for r in records if r.kind == "runtime"]
-    theirs = {
-        name: peer
-        for name, peer in PEERS.items()
-        if not isinstance(peer, CacheDit) or peer.is_installed()
-    }
+    theirs = {name: peer for name, peer in PEERS.items() if peer.is_installed()}
     return {spec.partition(":")[0]: method.parse(spec) for spec in ours} | theirs
 
 

@@ -87,7 +87,7 @@ def arms() -> dict[str, Attach]:
     }
     found |= {f"pared: {spec}": attaching(pared.parse(spec)) for spec in OURS}
     for name, peer in THEIRS.items():
-        if not isinstance(peer, peers.CacheDit) or peer.is_installed():
+        if peer.is_installed():
             found[name] = attaching(peer)
     return found
 

@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -28,19 +28,21 @@ from painting import OF_PIXART
 
 import pared
 from pared import info
-from pared.bench import grid, metering, peers
+from pared.bench import fidelity, grid, metering, peers
 from pared.bench.graphs import pareto
+from pared.bench.quality import PSNR_CAP
 from pared.checkpoint import load
 from pared.method import RuntimeMethod, denoiser
 from pared.worlds import emoji
 from pared.worlds.house import folder_of
 
 DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
+# The whole grid is measured at the first number of steps, at others what claims need.
 STEPS = {"pixart": (20, 50), "sd3": (30,), "unet": (50,)}
 GUIDANCE = 4.0
 # A seed paints as many pictures, each of a prompt of its own.
 SEEDS = (0, 1, 2)
-PICTURES = 16
+PICTURES = 8
 
 Figures = dict[str, Any]
 # What was measured, by way and seed.
@@ -92,6 +94,8 @@ class Bench:
 
     def __init__(self, family: str, steps: int, pictures: int) -> None:
         self.family, self.steps = family, steps
+        self.is_whole = steps == STEPS[family][0]
+        self.guidance = GUIDANCE
         self.pipeline = load(folder_of(f"house:{family}"), device=DEVICE)
         self.pipeline.set_progress_bar_config(disable=True)
         captions = emoji.load(split="train", size=None).captions
@@ -125,7 +129,7 @@ class Bench:
             images = self.pipeline(
                 prompts,
                 num_inference_steps=steps or self.steps,
-                guidance_scale=GUIDANCE,
+                guidance_scale=self.guidance,
                 generator=noise,
                 height=64,
                 width=64,
@@ -142,7 +146,7 @@ class Bench:
 
     def macs(self, spec: str) -> int:
         """Multiply-adds of the denoiser in a run."""
-        run = lambda: self.painted(spec, 0, count=1)  # noqa: E731
+        run = partial(self.painted, spec, 0, count=1)
         count = metering.count(run, denoiser(self.pipeline))
         return count.total - count.macs.get(metering.OUTSIDE, 0)
 
@@ -182,11 +186,9 @@ class Bench:
         """Caches of other libraries that work here, tried on one picture; kept once known."""
         path = self.folder / "peers.json"
         known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-        one = lambda: self.painted("", 0, count=1)[0]  # noqa: E731
         for spec, peer in self.peers.items():
-            missing = isinstance(peer, peers.CacheDit) and not peer.is_installed()
-            if spec not in known and not missing:
-                found = peers.tried(peer, self.pipeline, one)
+            if spec not in known and peer.is_installed():
+                found = peers.tried(peer, self.pipeline, lambda: self.painted("", 0, count=1)[0])
                 known[spec] = f"{found.outcome} {found.detail}".strip()
         path.write_text(json.dumps(known, indent=1))
         return [spec for spec in self.peers if known.get(spec) == "works"]
@@ -199,12 +201,12 @@ def distance(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def psnr(x: torch.Tensor, y: torch.Tensor) -> float:
     """Mean over the pictures, in dB."""
-    return float(-10 * (x - y).square().mean(dim=(1, 2, 3)).clamp(min=1e-10).log10().mean())
+    return float(fidelity.psnr(x, y).clamp(max=PSNR_CAP).mean())
 
 
 def specs_of(bench: Bench) -> Iterator[str]:
     """The grid of the family's methods, and what claims need beside it."""
-    found = grid.settings(bench.family)
+    found = grid.settings(bench.family) if bench.is_whole else []
     for claim in CLAIMS:
         if (claim.family, claim.steps) == (bench.family, bench.steps):
             found += [claim.ours, claim.rival]
@@ -217,7 +219,7 @@ def specs_of(bench: Bench) -> Iterator[str]:
 def measured(bench: Bench, seeds: list[int], with_peers: bool) -> Done:
     """Every way with every seed."""
     done: Done = {}
-    specs = [*specs_of(bench), *(bench.working_peers() if with_peers else ())]
+    specs = [*specs_of(bench), *(bench.working_peers() if with_peers and bench.is_whole else ())]
     for seed in seeds:
         for spec in specs:
             done.setdefault(spec, {})[seed] = bench.figures(spec, seed)

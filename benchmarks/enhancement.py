@@ -20,7 +20,7 @@ import fcntl
 import hashlib
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any
 import enhancement_example
 import enhancement_stream
 import record
+import seeded
 import torch
 import voiceprint
 from enhancement_marks import Figures, Judge
@@ -114,12 +115,7 @@ class Bench:
         config = self.plan.model.config | ARMS[arm]
         if arm == HALF:
             config["width"] = half_width(self.plan.model.config)
-        model = self.plan.model.model_copy(update={"config": config, "seed": seed})
-        stages = tuple(
-            stage.model_copy(update={"training": stage.training.model_copy(update={"seed": seed})})
-            for stage in self.plan.stages
-        )
-        return self.plan.model_copy(update={"model": model, "stages": stages})
+        return seeded.planned(self.plan, seed, config=config)
 
     def folder(self, arm: str, seed: int) -> Path:
         """Where an arm is trained: one folder for all that decides its weights, no more."""
@@ -220,25 +216,19 @@ def claims_of(done: Done, budget: str) -> list[Any]:
         ours, theirs = (done.get(arm, {}) for arm in arms)
         if not (seeds := sorted(ours.keys() & theirs.keys())):
             continue
-        gaps = {s: ours[s]["SI-SDRi, dB"] - theirs[s]["SI-SDRi, dB"] for s in seeds}
+        gaps = [ours[s]["SI-SDRi, dB"] - theirs[s]["SI-SDRi, dB"] for s in seeds]
         sizes = " and ".join(
             f"{runs[seeds[0]]['parameters'] / 1e6:.2f} M" for runs in (ours, theirs)
         )
         note = f"{sizes} parameters; {where}"
         if "static_vector" in arms:
             note += "; the encoder of the embedding isn't counted"
-        found.append(claimed(key, gaps, note, ours[seeds[0]]["machine"]))
+        found.append(seeded.claim(SLUG, key, gaps, seeds, note, ours[seeds[0]]["machine"]))
     if cross := done.get("cross"):
-        shares = {seed: cross[seed]["flips"] for seed in sorted(cross)}
-        found.append(claimed("flips", shares, where, cross[min(cross)]["machine"]))
+        seeds = sorted(cross)
+        shares = [cross[seed]["flips"] for seed in seeds]
+        found.append(seeded.claim(SLUG, "flips", shares, seeds, where, cross[seeds[0]]["machine"]))
     return found
-
-
-def claimed(key: str, values: Mapping[int, float], note: str, machine: str) -> Any:
-    """A claim from its values by seed."""
-    several = list(values.values())
-    spread = statistics.stdev(several) if len(several) > 1 else None
-    return record.claim(SLUG, key, statistics.mean(several), spread, list(values), note, machine)
 
 
 def learn(options: argparse.Namespace) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from enhancement_sets import clips, pairs
+from recognised import errors_of
 from torch import Tensor
 
 from pared.bench import sound
-from pared.bench.words import word_errors
 from pared.recipe import Recipe
-from pared.speech.recognition import Recogniser, load, transcribe
+from pared.speech.recognition import Recogniser, load
 from pared.worlds import house
 
 Figures = dict[str, Any]
@@ -110,8 +110,8 @@ class Judge:
             "flips": float(torch.cat(flipped).float().mean()),
         }
         if self.recogniser is not None:
-            texts = [" ".join(w.text for w in transcribe(self.recogniser, [x])) for x in heard]
-            found["WER of pairs"] = word_errors([pair.said for pair in self.pairs], texts).rate
+            said = [pair.said for pair in self.pairs]
+            found["WER of pairs"] = errors_of(self.recogniser, said, heard).rate
         return found
 
     def bounds(self) -> dict[str, Figures]:

@@ -14,14 +14,12 @@ import record
 import torch
 from enhancement_marks import Judge
 from enhancement_sets import kept
+from recognised import errors_of, sounds_of
 
 from pared import recipe
-from pared.bench.words import word_errors
-from pared.speech.recognition import load, transcribe
+from pared.speech.recognition import load
 from pared.speech.streaming_pse import model as enhancers
-from pared.training import generator_for
 from pared.worlds.house import folder_of
-from pared.worlds.speech.data import TranscriptData
 from pared.worlds.speech.sources import utterances
 
 RECOGNISER, ENHANCER = "house:conformer", "house:streaming-pse"
@@ -38,19 +36,13 @@ def recogniser(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     for kind in KINDS:
         said = utterances(f"speech:{kind}", "heldout", {kind: options.utterances})
         for name, snr in SOUNDS.items():
-            data = TranscriptData(said, snr=snr)
-            sounds = [
-                data.batch(torch.tensor([n]), generator_for(7, n))["waveform"][0]
-                for n in range(len(data))
-            ]
-            heard = [" ".join(w.text for w in transcribe(model, [sound])) for sound in sounds]
-            errors = word_errors(said.transcripts, heard)
+            errors = errors_of(model, said.transcripts, sounds_of(said, snr))
             low, high = errors.interval(rng)
             rows.append(
                 {
                     "said": kind,
                     "heard": name,
-                    "utterances": len(heard),
+                    "utterances": len(said),
                     "WER": round(errors.rate, 4),
                     "95 %": f"{low:.4f} to {high:.4f}",
                 }

@@ -25,8 +25,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
 import record
+import seeded
+import speech_costs
 import torch
 from speech_pretraining_arms import ARMS, BASE, OURS, RECIPES, SLUG, built, fresh, planned
 from speech_pretraining_costs import lengths, steps
@@ -160,13 +161,12 @@ def claims_of(found: dict[str, dict[int, Figures]], options: argparse.Namespace)
     for name, key in PROBED.items():
         both = [(ours[seed][name], twin[seed][name]) for seed in seeds]
         values = [a / max(b, 1e-9) if name == "words" else a - b for a, b in both]
-        spread = statistics.stdev(values) if len(values) > 1 else None
         means = [statistics.mean(runs) for runs in zip(*both, strict=True)]
         note = (
             f"{TASKS[name].about}: {means[0]:.3f} against {means[1]:.3f} on {judged} utterances of "
             f"the speech world, learnt from {train}."
         )
-        claims.append(record.claim(SLUG, key, statistics.mean(values), spread, seeds, note))
+        claims.append(seeded.claim(SLUG, key, values, seeds, note))
     return claims
 
 
@@ -209,10 +209,7 @@ def main() -> None:
     parser.add_argument("--sounds", type=int, default=4, help="utterances of a timed step")
     parser.add_argument("--seconds", type=float, default=15.0, help="that each of them lasts")
     parser.add_argument("--rounds", type=int, default=10, help="of timed steps")
-    parser.add_argument("--lengths", type=float, nargs="+", default=[5, 10, 20, 40, 60, 80])
-    parser.add_argument("--floor", type=float, default=20, help="length that exponents begin at")
-    half = psutil.virtual_memory().total // 2**31
-    parser.add_argument("--gigabytes", type=int, default=half, help="that a length may take")
+    speech_costs.add_options(parser, [5, 10, 20, 40, 60, 80], floor=20)
     options = parser.parse_args()
     for part in ["probes"] if options.only or options.kept else options.parts:
         PARTS[part](options)

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 import record
+import seeded
 
 from pared import anatomy, recipe
 from pared.speech.hearing import hearing_of, leave_out_padding
@@ -26,13 +27,7 @@ def planned(options: argparse.Namespace, arm: str, seed: int) -> recipe.Recipe:
         config["position_embeddings_type"] = None
     dropout = config.get("attention_dropout", 0.1)
     methods = {ROPE: [ROPE], OURS: [f"{OURS}:dropout={dropout}"]}.get(arm, [])
-    update = {"config": config, "methods": ("mel-front", *methods), "seed": seed}
-    stages = tuple(
-        stage.model_copy(update={"training": stage.training.model_copy(update={"seed": seed})})
-        for stage in plan.stages
-    )
-    model = plan.model.model_copy(update=update)
-    return plan.model_copy(update={"model": model, "stages": stages})
+    return seeded.planned(plan, seed, config=config, methods=("mel-front", *methods))
 
 
 def built(table: recipe.ModelTable) -> Any:

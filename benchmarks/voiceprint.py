@@ -55,7 +55,7 @@ class VoicePrint(nn.Module):
 
 @dataclass
 class Voices:
-    """Enrolments as `data` draws them, and who speaks."""
+    """Enrolments as `data` draws them, but at the voices' own pitch, and who speaks."""
 
     data: EnhancementData
 

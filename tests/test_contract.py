@@ -235,7 +235,8 @@ class Plan:
             step += self.passes - 1
         first = self.how == "remembers" and step == 0
         reuses = (step % 2 or first) and self.how != "never" and self.paths[0] in self.kept
-        self.clock.count("reused" if reuses and self.how != "silent" else "computed", self.paths)
+        what = "reused" if reuses and self.how != "silent" else "computed"
+        self.clock.done.update(dict.fromkeys(self.paths, what))
         return reuses
 
 

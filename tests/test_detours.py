@@ -47,7 +47,7 @@ class Alternate:
     def decide(self):
         reuse = self.clock.step % 2 and "kept" in self.clock.kept
         self.clock.kept["kept"] = True
-        self.clock.count("reused" if reuse else "computed", self.paths)
+        self.clock.done.update(dict.fromkeys(self.paths, "reused" if reuse else "computed"))
         return "reuse" if reuse else "compute"
 
     def __enter__(self):

@@ -20,8 +20,6 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
-    UniPCMultistepScheduler,
-    WanPipeline,
 )
 from torch import nn
 from torch.utils._pytree import tree_map_only
@@ -30,8 +28,9 @@ import pared
 from pared import anatomy
 from pared.anatomy import presets
 from pared.errors import InputError
+from pared.keeping import held_bytes
 from pared.method import attached_to
-from pared.runtime import Clock, held_bytes
+from pared.runtime import Clock
 from pared.upscaling import image_to_image
 from tests.caching.pipelines import WAYS
 from tests.recipes.pipelines import pipeline
@@ -353,35 +352,14 @@ def test_a_schedule_whose_end_is_left_to_a_refiner():
 # Of a pipeline with two denoisers ---------------------------------------------------------------
 
 
-def wan(boundary=0.7):
-    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
-    torch.manual_seed(0)
-    pipe = WanPipeline(
-        **parts,
-        transformer=presets.build("toy:wan", device="cpu"),
-        transformer_2=presets.build("toy:wan", device="cpu"),
-        scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
-        boundary_ratio=boundary,
-    )
-    pipe.set_progress_bar_config(disable=True)
+WAN = next(way for way in WAYS if way.name == "wan, guided in turn")
+
+
+def wan():
+    pipe = WAN.build()
+    pipe.register_modules(transformer_2=presets.build("toy:wan", device="cpu"))
+    pipe.register_to_config(boundary_ratio=0.7)
     return pipe
-
-
-def film(pipe, steps=9):
-    text = torch.randn(1, 5, 64, generator=seeded())
-    return pipe(
-        prompt_embeds=text,
-        negative_prompt_embeds=torch.zeros_like(text),
-        num_inference_steps=steps,
-        num_frames=5,
-        height=64,
-        width=64,
-        guidance_scale=4.0,
-        generator=seeded(),
-        output_type="latent",
-    ).frames
 
 
 @pytest.mark.parametrize(
@@ -390,18 +368,18 @@ def film(pipe, steps=9):
 def test_a_run_goes_through_both_denoisers(spec):
     pipe, method = wan(), pared.parse(spec)
     slug = method.info.slug
-    plain = film(pipe)
+    plain = WAN.paint(pipe, 9)
     calls = []
     for number, model in enumerate((pipe.transformer, pipe.transformer_2)):
         model.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
     with pared.apply(pipe, method) as handle:
-        found = film(pipe)
+        found = WAN.paint(pipe, 9)
         stats = copy.deepcopy(handle.stats[slug])
         switch = calls.index(1) // 2
         assert 2 < switch < 7 and len(calls) == 18
-        assert torch.equal(film(pipe), found)
+        assert torch.equal(WAN.paint(pipe, 9), found)
         assert attached_to(pipe.transformer) == attached_to(pipe.transformer_2) == [method]
-    assert torch.equal(film(pipe), plain) and not torch.equal(found, plain)
+    assert torch.equal(WAN.paint(pipe, 9), plain) and not torch.equal(found, plain)
     assert (stats["runs"], stats["calls"]) == (1, 18)
     # Steps are counted through, and the second denoiser has nothing of the first to reuse.
     for path, parts in stats["by_site"].items():
@@ -430,7 +408,7 @@ def test_one_clock_goes_on_where_the_other_stops():
             seen.append((clocks.index(clock), clock.step, clock.call, clock.steps, len(clock.kept)))
             or clock.kept.update(x=torch.zeros(8))
         )
-    film(pipe, 6)
+    WAN.paint(pipe, 6)
     first, second = clocks
     assert first.stats is second.stats
     assert first.stats["bytes"] == 2 * 32, "what the first denoiser kept was held beside"

@@ -85,7 +85,7 @@ afresh and belongs to no pipeline. The handle takes them off the original alone.
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -98,11 +98,11 @@ from pared import anatomy
 from pared.anatomy.base import part_of
 from pared.detours import Around, Detour, detour
 from pared.errors import InputError
-from pared.keeping import Store, at_work, bytes_apart, held_bytes
+from pared.keeping import Store, at_work, bytes_apart
 from pared.method import Stage, denoiser, denoisers
 from pared.reading import Reading, Schedule, Shapes, equal, read
 
-__all__ = ["Around", "Clock", "Detour", "Leaves", "Reading", "detour", "held_bytes"]
+__all__ = ["Around", "Clock", "Detour", "Leaves", "detour"]
 
 # What a method leaves to the others of a call: what they kept and keep; what they keep; nothing.
 Leaves = Literal["all", "fresh", "nothing"]
@@ -306,16 +306,8 @@ class Clock:
         """
         return self._hands.done
 
-    def count(self, what: str, sites: Iterable[str]) -> None:
-        """Count one call of each site in `stats`, all together and by site.
-
-        Args:
-            what: "computed", "reused" or "forecast".
-            sites: dotted paths.
-        """
-        self._count(dict.fromkeys(sites, what))
-
     def _count(self, done: dict[str, str]) -> None:
+        """Count what the sites did at a call in `stats`, all together and by site."""
         with self._lock:
             by_site = self.stats.setdefault("by_site", {})
             for site, what in done.items():

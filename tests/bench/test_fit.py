@@ -10,7 +10,7 @@ import pared
 from pared.bench import fidelity, grid
 from pared.bench import fit as fitting
 from pared.bench.fit import Budget, Plan, Trial, read_plan
-from pared.bench.subjects import PROMPTS
+from pared.bench.subjects import PROMPTS, PipelineSubject
 from pared.errors import InputError
 from pared.worlds import house
 from tests.caching.pipelines import WAYS
@@ -136,6 +136,21 @@ def test_ctrl_c_keeps_what_was_found(pipeline):
         on_picture=stop,
     )
     assert not found.complete and found.best.seconds
+
+
+def test_one_that_had_to_go_wins_where_all_finalists_miss_the_budget(pipeline):
+    """The better half may be what lies just beside the budget."""
+    near = [Trial(("ras",), 4, seconds=[1.1], decibels=[40.0 + n]) for n in range(4)]
+    fast = Trial((), 2, seconds=[0.5], decibels=[20.0])
+    for budget, best in ((Budget(seconds=1.0), fast), (Budget(seconds=1.2), near[-1])):
+        search = fitting.Search(
+            PipelineSubject(pipeline, [], {}), budget, [*near, fast], print, print
+        )
+        search.base.seconds, search.base.decibels = [4.0], [100.0]
+        search.alive = search._survivors(pictures=2, last=False)
+        assert fast not in search.alive
+        search.alive = search._survivors(pictures=4, last=True)
+        assert search._fit(True, None).best == best
 
 
 def test_the_room_beside_the_budget_shrinks():

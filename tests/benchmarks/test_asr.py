@@ -9,9 +9,7 @@ import torch
 
 from pared import anatomy, results
 from pared.speech.hearing import FrameConvolution
-from pared.training import loop
 from tests.docs.markdown import ROOT
-from tests.worlds.tones import Tones, write_librispeech
 
 pytest.importorskip("soundfile")
 pytest.importorskip("jiwer")
@@ -24,23 +22,12 @@ TOY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Four talkers of three tones each, once to learn from and once, longer, to be judged by."""
-    place = tmp_path_factory.mktemp("voices")
-    write_librispeech(place / "train", Tones())
-    write_librispeech(place / "heldout", Tones(seconds=0.9))
-    return place
-
-
 @pytest.fixture
-def bench(corpus, tmp_path, monkeypatch):
+def bench(corpus, in_this_process, tmp_path, monkeypatch):
     """Runs the bench in toy size; everything is written under a temporary folder."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     module, record = importlib.import_module("asr"), importlib.import_module("record")
     monkeypatch.setattr(record, "ROOT", tmp_path)
-    # Processes of their own take seconds to start, and only the measured memory needs them.
-    monkeypatch.setattr(module, "alone", lambda call, *arguments, gigabytes=None: call(*arguments))
     sets = [f"--set={change}" for change in (f"data.source={corpus}", *TOY)]
     toy = ["--folder", str(tmp_path / "runs"), "--seeds", "0", "--rounds", "1", "--batch", "2"]
 
@@ -55,14 +42,10 @@ def bench(corpus, tmp_path, monkeypatch):
     return run
 
 
-def test_it_runs_through_and_trains_nothing_again(bench, tmp_path, monkeypatch):
+def test_it_runs_through_and_trains_nothing_again(bench, tmp_path, forbid_training):
     arms = list(bench.module.ARMS)
-    assert bench("--parts", "errors", "--only", *arms) is None, "results were written"
-
-    def never(*_):
-        raise AssertionError("something is trained again")
-
-    monkeypatch.setattr(loop._Run, "one_step", never)
+    assert bench("--only", *arms) is None, "results were written"
+    forbid_training()
     found = bench("--lengths", "1", "2", "--floor", "1")
     starts = ("word errors", "a training step as", "a training step on 2 x", "seconds", "MiB")
     rows, short, long, seconds, mib = (
@@ -115,28 +98,12 @@ def test_arms_differ_in_their_attention_alone(bench):
     torch.testing.assert_close(logits[1:, : wanted.shape[1]], wanted, rtol=0, atol=1e-4)
 
 
-def test_exponents_are_fitted_over_lengths_that_all_arms_had(bench):
-    asr, options = bench.module, argparse.Namespace(lengths=[10, 120, 600])
-
-    def points(power, *lengths):
-        return [{"length": x, "seconds": 2.0 * x**power} for x in lengths]
-
-    found = {"a": points(1, 10, 60, 120, 600), "b": points(2, 10, 60, 90, 120)}
-    over = asr.shared(found, 60)
-    assert over == [60, 120]
-    one, other = (asr.row_of(each, "seconds", over, options) for each in found.values())
-    assert one == {"exponent, 60 to 120 s": 1, "10 s": 20, "120 s": 240, "600 s": 1200}
-    assert other["exponent, 60 to 120 s"] == 2 and other["600 s"] == "too much memory"
-    assert list(asr.row_of(found["a"], "seconds", [], options)) == ["10 s", "120 s", "600 s"]
-
-
 @pytest.mark.slow
-def test_a_process_of_its_own_takes_no_more_than_it_may(corpus, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_a_process_of_its_own_takes_no_more_than_it_may(corpus, costs):
     asr = importlib.import_module("asr")
     sets = [f"data.source={corpus}", *TOY]
     options = argparse.Namespace(recipe=asr.RECIPE, set=sets)
     # 4 heads x 6000 x 11999 scores alone take more than a gibibyte.
-    assert asr.alone(asr.heard_at, options, asr.BASE, 120.0, gigabytes=1) is None
-    found = asr.alone(asr.heard_at, options, asr.MEAN, 120.0, gigabytes=1)
+    assert costs.alone(asr.heard_at, options, asr.BASE, 120.0, gigabytes=1) is None
+    found = costs.alone(asr.heard_at, options, asr.MEAN, 120.0, gigabytes=1)
     assert found["length"] == 120 and found["MiB"] < 1024

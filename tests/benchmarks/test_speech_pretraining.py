@@ -11,7 +11,6 @@ import torch
 from pared import anatomy, results
 from pared.speech.hearing import FrameConvolution
 from pared.speech.summary_mixing import Sinusoids
-from pared.training import loop
 from pared.worlds import speech
 from pared.worlds.speech import grammar
 from tests.docs.markdown import ROOT
@@ -52,16 +51,13 @@ def toy(of):
 
 
 @pytest.fixture
-def bench(of, tmp_path, monkeypatch):
+def bench(of, in_this_process, tmp_path, monkeypatch):
     """Runs the bench in toy size; everything is written under a temporary folder."""
     module, record = of(), importlib.import_module("record")
     monkeypatch.setattr(record, "ROOT", tmp_path)
     monkeypatch.setattr(speech, "load", spoken)
     for name, task in module.TASKS.items():
         monkeypatch.setitem(module.TASKS, name, task._replace(epochs=1))
-    # Processes of their own take seconds to start, and only the measured memory needs them.
-    alone = lambda call, *arguments, gigabytes=None: call(*arguments)  # noqa: E731
-    monkeypatch.setattr(of("_costs"), "alone", alone)
     small = ["--folder", str(tmp_path / "runs"), "--seeds", "0", "--utterances", "6", "2", "3"]
 
     def run(*options):
@@ -73,14 +69,10 @@ def bench(of, tmp_path, monkeypatch):
     return run
 
 
-def test_it_runs_through_and_trains_nothing_again(bench, of, monkeypatch):
+def test_it_runs_through_and_trains_nothing_again(bench, of, forbid_training):
     module = of()
     assert bench("--only", *module.ARMS) is None, "results of some arms were written"
-
-    def never(*_):
-        raise AssertionError("something is trained again")
-
-    monkeypatch.setattr(loop._Run, "one_step", never)
+    forbid_training()
     rows = bench("--kept").tables["frozen probes"]
     assert [row["encoder"] for row in rows] == list(module.ARMS)
     found = bench("--parts", "probes")
@@ -163,21 +155,6 @@ def test_intents_and_voices_are_asked_by_name(of):
     assert module.CHARACTERS.decode(letters[0].tolist()) == world.transcripts[0]
 
 
-def test_exponents_are_fitted_over_lengths_that_all_arms_had(of):
-    costs = of("_costs")
-
-    def points(power, *lengths):
-        return [{"length": x, "seconds": 2.0 * x**power} for x in lengths]
-
-    found = {"a": points(1, 5, 20, 40, 80), "b": points(2, 5, 20, 30, 40)}
-    over = costs.shared(found, 20)
-    assert over == [20, 40]
-    one, other = (costs.length_row(each, "seconds", over, [5, 40, 80]) for each in found.values())
-    assert one == {"exponent, 20 to 40 s": 1, "5 s": 10, "40 s": 80, "80 s": 160}
-    assert other["exponent, 20 to 40 s"] == 2 and other["80 s"] == "too much memory"
-    assert list(costs.length_row(found["a"], "seconds", [20], [5])) == ["5 s"]
-
-
 def test_what_was_asked_for_otherwise_is_not_taken_for_done(bench, tmp_path):
     """Another number of steps or utterances is another folder."""
     bench("--only", "log-mel")
@@ -185,12 +162,3 @@ def test_what_was_asked_for_otherwise_is_not_taken_for_done(bench, tmp_path):
     bench("--only", "log-mel", "--set", "stages.0.training.steps=3")
     files = list((tmp_path / "runs").glob("*/log-mel-0.json"))
     assert len(files) == 3 and all(json.loads(file.read_text()) for file in files)
-
-
-@pytest.mark.slow  # two processes start, each some ten seconds
-def test_a_process_of_its_own_takes_no_more_than_it_may(of, toy):
-    costs = of("_costs")
-    # Its scores, 4 heads x 6000 x 11999, and their maps take more than two gibibytes.
-    assert costs.alone(costs.stepped_at, toy, "relative", 120.0, gigabytes=2) is None
-    found = costs.alone(costs.stepped_at, toy, "summarymixing-asr", 120.0, gigabytes=2)
-    assert found["length"] == 120 and found["MiB"] < 1024

@@ -1,19 +1,12 @@
 """TaylorSeer: its paper's checks; those that need no weights come with the package."""
 
 import inspect
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    PixArtSigmaPipeline,
-    PNDMScheduler,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-)
+from diffusers import DDIMScheduler, HeunDiscreteScheduler, PixArtSigmaPipeline
 
 import pared
 from pared import anatomy
@@ -23,8 +16,10 @@ from pared.caching.delta_dit import DeltaDiT
 from pared.caching.taylorseer import TaylorSeer
 from pared.errors import InputError
 from pared.worlds.house import folder_of
+from tests.caching.pipelines import WAYS
 
 CHECKS = [f for name, f in inspect.getmembers(taylorseer_checks) if name.startswith("check_")]
+WAY = {way.name: way for way in WAYS}
 SITES = ("module", "block", "output")
 QUICK = TaylorSeer(interval=3, warmup=2)
 
@@ -127,65 +122,23 @@ def test_schedulers_that_repeat_timesteps():
         with pared.apply(pipe, TaylorSeer(interval=3, warmup=2, clock=clock)) as handle:
             assert torch.equal(paint(pipe, 5), paint(pipe, 5))
         assert handle.stats["taylorseer"]["computed"] == 2 * 6 * 4  # 0, 1, 4, 7 of 9
-    parts = ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
-    pipe = quiet(
-        StableDiffusionPipeline(
-            unet=toy("unet"),
-            scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1),
-            **dict.fromkeys(parts),
-            requires_safety_checker=False,
-        )
-    )
-    text = torch.randn(1, 4, 32, generator=seeded(7))
-
-    def run():
-        return pipe(
-            prompt_embeds=text,
-            negative_prompt_embeds=torch.zeros_like(text),
-            num_inference_steps=8,
-            height=64,
-            width=64,
-            generator=seeded(),
-            output_type="latent",
-        ).images
-
-    base = run()
+    way = WAY["sd, repeated timestep"]
+    pipe = way.build()
+    base = way.paint(pipe, 8)
     for sites, places in (("module", 12), ("block", 4), ("output", 1)):
         for clock in ("time", "step"):
             settings = TaylorSeer(interval=3, warmup=2, sites=sites, clock=clock)
             with pared.apply(pipe, settings) as handle:
-                assert torch.equal(run(), found := run()) and not torch.equal(found, base)
+                found = way.paint(pipe, 8)
+                assert torch.equal(way.paint(pipe, 8), found) and not torch.equal(found, base)
                 assert found.isfinite().all()
         assert handle.stats["taylorseer"]["computed"] == 2 * places * 4  # of 9
 
 
 @pytest.mark.parametrize("sites", SITES)
 def test_sd3_with_two_streams_and_a_last_block_without_text(sites):
-    pipe = quiet(
-        StableDiffusion3Pipeline(
-            transformer=toy("sd3"),
-            scheduler=FlowMatchEulerDiscreteScheduler(),
-            **dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")),
-            text_encoder_3=None,
-            tokenizer_3=None,
-        )
-    )
-    text, pooled = torch.randn(1, 4, 64, generator=seeded(7)), torch.zeros(1, 64)
-
-    def run(**call):
-        return pipe(
-            prompt_embeds=text,
-            pooled_prompt_embeds=pooled,
-            negative_prompt_embeds=-text,
-            negative_pooled_prompt_embeds=pooled,
-            num_inference_steps=8,
-            height=64,
-            width=64,
-            generator=seeded(),
-            output_type="latent",
-            **call,
-        ).images
-
+    pipe = WAY["sd3.5"].build()
+    run = partial(WAY["sd3.5"].paint, pipe, 8)
     base = run()
     with pared.apply(pipe, TaylorSeer(interval=3, warmup=2, sites=sites)) as handle:
         found = run()

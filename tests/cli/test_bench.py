@@ -25,6 +25,12 @@ def test_caches_of_other_libraries_stand_beside_or_are_noted(run, pipeline):
         (["PIPE"], "there is nothing to compare; give an arm by --with METHOD"),
         (["PIPE", "--with", "tailorseer"], "did you mean taylorseer"),
         (["PIPE", "--peers", "--device", "tpu"], "there is no device 'tpu' here"),
+        (
+            ["PIPE", "--peers", "--html", "."],
+            "is a folder; give the name of a file, e.g. page.html",
+        ),
+        (["PIPE", "--peers", "-o", "."], "is a folder; give the name of a file, e.g. figures.json"),
+        (["PIPE", "--peers", "--width", "60"], "--width 60 doesn't work"),
         (["toy:dit", "--peers"], "a cache of another library needs a whole pipeline"),
     ],
 )

@@ -253,7 +253,7 @@ def test_recordings_that_cannot_be_enhanced(refused, kept, tmp_path, fault, part
     "words, part",
     [
         (["-", "-o", "x.mp3"], "x.mp3 isn't named .wav; give the name of a .wav file"),
-        (["-", "-o", "x.wav"], "x.wav is a folder; give the name of a .wav file"),
+        (["-", "-o", "x.wav"], "x.wav is a folder; give the name of a file, e.g. voice.wav"),
         (["-", "--json"], "--json prints where the sound would go"),
         (["-"], "no enrolment 'voice.safetensors'; run `pared enrol me.wav` first, or give"),
         (["-", "-e", "gone"], "no enrolment 'gone'; run `pared enrol me.wav` first, or give"),

@@ -88,6 +88,8 @@ def test_a_frontier_of_a_method_and_its_commands(run, tmp_path, pipeline):
         (["fit", "PIPE", "--latency", "soon", "-o", "x"], "'soon' is no amount in s"),
         (["fit", "PIPE", "--quality", "0", "-o", "x"], "'0' is no amount in dB"),
         (["fit", "toy:dit", "--quality", "3", "-o", "x"], "toy:dit is a configuration"),
+        (["fit", "PIPE", "--quality", "3", "-o", "."], "is a folder; give the name of a file, e.g"),
+        (["fit", "PIPE", "--quality", "3", "--height", "60", "-o", "x"], "--height 60 doesn't wor"),
         (["fit", "PIPE", "--quality", "3", "--method", "edit", "-o", "x"], "use `pared convert`"),
         (["sample", "PIPE", "cat", "--plan", "no.json", "-o", "x"], "there is no plan no.json"),
         (["sample", "PIPE", "cat", "--plan", "other.json", "-o", "x"], "is a plan for house:unet"),

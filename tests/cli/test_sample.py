@@ -80,9 +80,12 @@ def test_classes(run, tmp_path):
 
 @pytest.fixture
 def class_pipeline(tmp_path):
-    """The index of a pipeline that takes class labels; no weights are needed to refuse it."""
-    (tmp_path / "dit").mkdir()
-    (tmp_path / "dit" / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline"}))
+    """The index of a pipeline of classes, and of videos; no weights are needed to refuse them."""
+    for name, kind in (("dit", "DiTPipeline"), ("wan", "WanPipeline")):
+        (tmp_path / name / "transformer").mkdir(parents=True)
+        (tmp_path / name / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    # Of time, height and width.
+    (tmp_path / "wan" / "transformer" / "config.json").write_text('{"patch_size": [1, 2, 2]}')
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,8 @@ def class_pipeline(tmp_path):
         (["dit", "1000", "-o", "x"], "'1000' is none of them; give a number from 0 to 999"),
         (["dit", "7", "--scale", "2", "-o", "x"], "dit paints classes, which can't be refined"),
         (["dit", "7", "--height", "64", "-o", "x"], "which takes no --height"),
+        (["wan", "cat", "-o", "x"], "wan is a WanPipeline, which makes videos; give a text-to-im"),
+        (["wan", "cat", "-o", "x", "--height", "40"], "give a multiple of 16"),
         (["PIPE", "cat", "dog", "-o", "x.png"], "x.png is one picture, but there are 2 prompts"),
         (["PIPE", "cat", "-o", "dir.png"], "dir.png is a folder"),
         (["PIPE", "cat", "-o", "notes.txt"], "notes.txt is a file that isn't named .png"),

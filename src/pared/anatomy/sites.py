@@ -58,3 +58,11 @@ def require_softmax(site: Site, slug: str) -> None:
             f"{slug} can't be attached to {site.path}, whose {name} isn't the model's own softmax "
             "attention; take off first what put it there."
         )
+
+
+def runs_twice(slug: str, path: str) -> InputError:
+    """The error for a module that is called in parts, where a method keeps one output of it."""
+    return InputError(
+        f"{slug}: {path} runs several times in one call, and its parts can't be told apart; call "
+        "the model's disable_forward_chunking() first."
+    )

@@ -351,8 +351,9 @@ class Search:
 
     def _fit(self, complete: bool, conditions: Conditions) -> Fit:
         measured = [trial for trial in self.all if trial.seconds]
-        keeping = [trial for trial in [self.base, *self.alive] if trial.seconds]
-        keeping = [trial for trial in keeping if trial.keeps(self.budget)]
+        finalists = [t for t in self.alive if t.seconds and t.keeps(self.budget)]
+        # Where all that came so far miss it in the end, others that had to go may keep it.
+        keeping = [t for t in [self.base, *(finalists or measured)] if t.keeps(self.budget)]
         if not keeping:
             raise InputError(self._nearest(measured))
         best = max(keeping, key=lambda trial: trial.merit(self.budget))

@@ -11,9 +11,10 @@ is installed (pip install 'pared[peers]'). What they can't do they say, or they 
 out, and `pared.bench.in_a_row` whether they last.
 """
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -51,6 +52,11 @@ def _info(slug: str, summary: str, cls: str) -> Info:
 
 class Peer(RuntimeMethod):
     """A cache of another library."""
+
+    @staticmethod
+    def is_installed() -> bool:
+        """Whether that library can be imported; diffusers always can."""
+        return True
 
     def claims(self, family: Family) -> list[Claim]:
         # Which modules it takes is the other library's business.
@@ -204,13 +210,13 @@ class CacheDit(Peer):
 
     @staticmethod
     def is_installed() -> bool:
-        """Whether cache-dit can be imported."""
         return find_spec("cache_dit") is not None
 
     def attach(self, pipeline: Any) -> Handle:
         if not self.is_installed():
             raise InputError("cache-dit isn't installed; pip install 'pared[peers]' brings it.")
-        import cache_dit
+        with redirect_stdout(sys.stderr):  # where it logs from then on: figures aren't its place
+            import cache_dit
 
         settings = self.model_dump(exclude={"taylorseer_order"})
         forecast = None

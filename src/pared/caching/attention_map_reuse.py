@@ -31,7 +31,14 @@ from pydantic import Field, field_validator, model_validator
 from pared import anatomy
 from pared.anatomy import Family, Site, SiteKind
 from pared.anatomy.sites import chosen, require_softmax
-from pared.caching.kept_maps import JointMapReuse, MapReuse, Memory, Mode, VideoMapReuse
+from pared.caching.kept_maps import (
+    JointMapReuse,
+    MapReuse,
+    Memory,
+    Mode,
+    Processor,
+    VideoMapReuse,
+)
 from pared.caching.schedules import Bits, ReuseSchedule, alternate, hurry, with_reuse
 from pared.errors import InputError
 from pared.info import Headline, Info
@@ -259,22 +266,18 @@ class Plan:
         clock.on_call = self.decide
 
     def decide(self) -> Mode:
-        clock, kept = self.clock, self.clock.kept
+        clock = self.clock
         now, coming = (
             self.settings.reuses(step, clock.steps) for step in (clock.step, clock.step + 1)
         )
-        if not now:
-            kept.clear()
         if now:
             return "reuse" if coming else "last"
+        clock.kept.clear()
         return "keep" if coming else "own"
 
 
-def _processor(
-    site: Site, memory: Memory, keep_output: bool, video: bool
-) -> MapReuse | VideoMapReuse | JointMapReuse:
-    own = cast(Any, site.module).processor
-    if site.kind == "joint_attention":
-        return JointMapReuse(memory, own)
+def _processor(site: Site, memory: Memory, keep_output: bool, video: bool) -> Processor:
+    single = VideoMapReuse if video else MapReuse
+    made: type[Processor] = JointMapReuse if site.kind == "joint_attention" else single
     constant = keep_output and site.kind == "cross_attention"
-    return (VideoMapReuse if video else MapReuse)(memory, own, constant)
+    return made(memory, cast(Any, site.module).processor, constant)

@@ -27,8 +27,9 @@ from pared.caching.schedules import (
     with_reuse,
 )
 from pared.errors import InputError
+from pared.keeping import held_bytes
 from pared.method import apply
-from pared.runtime import Clock, held_bytes
+from pared.runtime import Clock
 
 
 def check_map() -> None:

@@ -41,7 +41,7 @@ from pared.caching.samplers import adds_noise
 from pared.errors import InputError
 from pared.info import Headline, Info
 from pared.method import Claim, Handle, RuntimeMethod, denoiser
-from pared.runtime import Around, Clock, detour
+from pared.runtime import Clock, detour
 
 INFO = Info(
     slug="deepcache",
@@ -295,7 +295,7 @@ class Bypass:
     def __init__(self, plan: Plan, idle: Idle) -> None:
         self.plan, self.idle = plan, idle
 
-    def __call__(self, own: Around, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         retrieves = self.plan.retrieves
         self.plan.clock.done[self.idle.path] = "reused" if retrieves else "computed"
         if not retrieves:
@@ -311,7 +311,9 @@ class Entry:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def __call__(self, own: Around, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, own: Callable[..., Any], hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         kept = self.plan.clock.kept
         if self.plan.retrieves:
             # Of the idle layers' stand-in there is one channel.

@@ -33,8 +33,8 @@ from torch import Tensor
 from pared import anatomy
 from pared.anatomy import Family
 from pared.anatomy.base import Branch
+from pared.anatomy.sites import runs_twice
 from pared.caching.harmonica_tables import Routing, Row, Rule, rule_of
-from pared.errors import InputError
 from pared.info import Headline, Info
 from pared.method import Claim, Handle, RuntimeMethod, denoiser
 from pared.runtime import Clock, detour
@@ -108,8 +108,6 @@ class HarmoniCa(RuntimeMethod):
         return self
 
     def claims(self, family: Family) -> list[Claim]:
-        if family.name not in INFO.families:
-            return []
         paths = [path for b in family.branches for path in (b.path, *b.feeds)]
         return [Claim(path, "reuses") for path in paths]
 
@@ -182,7 +180,7 @@ class Reuse:
         done[self.path] = "computed"
         if action == "keep":
             if self.path in kept:
-                raise runs_twice(self.path)
+                raise runs_twice(INFO.slug, self.path)
             kept[self.path] = each(torch.detach, output)
         return output
 
@@ -200,14 +198,6 @@ class Feed:
         if self.clock.plan[self.index] == "reuse":
             return hidden_states
         return own(hidden_states, *args, **kwargs)
-
-
-def runs_twice(path: str) -> InputError:
-    """The error for a branch that is called in parts."""
-    return InputError(
-        f"harmonica: {path} runs several times in one call, and its parts can't be told apart; "
-        "call the model's disable_forward_chunking() first."
-    )
 
 
 def each(function: Callable[..., Tensor], *outputs: Any) -> Any:

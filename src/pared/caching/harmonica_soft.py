@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pared.anatomy import Family
-from pared.caching.harmonica import each, runs_twice
+from pared.anatomy.sites import runs_twice
+from pared.caching.harmonica import INFO, each
 from pared.caching.trajectory import Condition, Point, Trajectories
 from pared.runtime import detour
 
@@ -102,7 +103,7 @@ class SoftBranch:
         if mixing.row is None:
             return output
         if self.path in mixing.seen:
-            raise runs_twice(self.path)
+            raise runs_twice(INFO.slug, self.path)
         mixing.seen.add(self.path)
         if self.path in mixing.kept:
             output = mixed(output, mixing.kept[self.path], mixing.row[self.index])

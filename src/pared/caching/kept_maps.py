@@ -72,8 +72,8 @@ class Memory:
         return kept.pop(self.path) if self.mode == "last" else kept[self.path]
 
 
-class MapReuse:
-    """The processor of a self- or cross-attention: its own where nothing is kept or reused.
+class Processor:
+    """An attention's processor: its own where nothing is kept or reused.
 
     Args:
         memory: of this attention.
@@ -83,6 +83,10 @@ class MapReuse:
 
     def __init__(self, memory: Memory, own: Any, keep_output: bool) -> None:
         self.memory, self.own, self.keep_output = memory, own, keep_output
+
+
+class MapReuse(Processor):
+    """The processor of a self- or cross-attention."""
 
     def __call__(
         self,
@@ -125,9 +129,7 @@ class MapReuse:
             weights = self.weights(attn, x, context, mask).to(value.dtype)
         else:
             weights = self.memory.recall()
-        y = merge_heads(weights @ value)
-        for layer in attn.to_out:  # a linear map, then dropout
-            y = layer(y)
+        y = projected(attn, merge_heads(weights @ value))
         if mode == "keep":
             self.memory.keep(y if constant else weights)
         return y
@@ -146,20 +148,12 @@ class MapReuse:
         return softmax_map(query, key, attn.scale, mask, attn.upcast_attention, attn.upcast_softmax)
 
 
-class VideoMapReuse:
+class VideoMapReuse(Processor):
     """The processor of an attention of Wan, which normalises queries and keys across all heads.
 
     An output that is kept is that of its own processor, which may have mixed in a picture's
     features by a softmax of their own.
-
-    Args:
-        memory: of this attention.
-        own: its processor as it was.
-        keep_output: where the values come from a prompt, keep the product and not the map.
     """
-
-    def __init__(self, memory: Memory, own: Any, keep_output: bool) -> None:
-        self.memory, self.own, self.keep_output = memory, own, keep_output
 
     def __call__(
         self,
@@ -187,10 +181,7 @@ class VideoMapReuse:
             self.memory.keep(weights)
         else:
             weights = self.memory.recall()
-        y = merge_heads(weights @ value)
-        for layer in attn.to_out:  # a linear map, then dropout
-            y = layer(y)
-        return y
+        return projected(attn, merge_heads(weights @ value))
 
     def turned(
         self, attn: Any, x: Tensor, context: Tensor, rotary: tuple[Tensor, Tensor] | None
@@ -204,14 +195,11 @@ class VideoMapReuse:
         return rotate(query, of_tokens), rotate(key, of_tokens)
 
 
-class JointMapReuse:
+class JointMapReuse(Processor):
     """The processor of a joint attention of image and text, in one stream or in two.
 
-    Text comes first, as rotary positions are given.
+    Text comes first, as rotary positions are given. Values are never a prompt's alone.
     """
-
-    def __init__(self, memory: Memory, own: Any) -> None:
-        self.memory, self.own = memory, own
 
     def __call__(
         self,
@@ -239,9 +227,8 @@ class JointMapReuse:
         if text is None:
             return y
         y_text, y_image = y.split([y.shape[1] - image.shape[1], image.shape[1]], dim=1)
-        for layer in attn.to_out:  # a linear map, then dropout
-            y_image = layer(y_image)
-        return y_image, None if attn.context_pre_only else attn.to_add_out(y_text)
+        text_out = None if attn.context_pre_only else attn.to_add_out(y_text)
+        return projected(attn, y_image), text_out
 
     def weights(
         self,
@@ -257,6 +244,13 @@ class JointMapReuse:
             of_query = slice(key.shape[-2] - query.shape[-2], None)
             query, key = rotate(query, Rotary(*rotary).at(of_query)), rotate(key, Rotary(*rotary))
         return softmax_map(query, key, query.shape[-1] ** -0.5)
+
+
+def projected(attn: Any, y: Tensor) -> Tensor:
+    """Merged heads y as the attention puts them out, (batch, tokens, width)."""
+    for layer in attn.to_out:  # a linear map, then dropout
+        y = layer(y)
+    return y
 
 
 def joined(attn: Any, role: Literal["q", "k", "v"], image: Tensor, text: Tensor | None) -> Tensor:

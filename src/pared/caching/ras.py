@@ -178,8 +178,6 @@ class RAS(RuntimeMethod):
         return round(self.ramp * (level[step] - sum(level.values()) / len(level)))
 
     def claims(self, family: Family) -> list[Claim]:
-        if family.name not in self.info.families:
-            return []
         attentions = family.sites("self_attention", "joint_attention")
         # Keys and values of the others, and the prediction that they had.
         maps = [Claim(site.path, "reuses", "map") for site in attentions]

@@ -39,6 +39,7 @@ from torch import nn
 from pared import anatomy
 from pared.anatomy import Family, SiteKind
 from pared.anatomy.base import Block, Branch
+from pared.anatomy.sites import runs_twice
 from pared.errors import InputError
 from pared.info import Headline, Info
 from pared.method import Claim, Handle, RuntimeMethod, denoiser
@@ -233,8 +234,7 @@ class Seer:
         if self.settings.full(step):
             return frozenset()
         near = step - self.settings.interval
-        known = {path: at for path, at in kept.items() if isinstance(at, Known)}
-        return frozenset(path for path, at in known.items() if at.step > near)
+        return frozenset(p for p, at in kept.items() if isinstance(at, Known) and at.step > near)
 
 
 class Site:
@@ -252,10 +252,7 @@ class Site:
         """Remember the values of a call that computed them."""
         clock, old = self.seer.clock, self.seer.clock.kept.get(self.path)
         if old is not None and old.step == clock.step:
-            raise InputError(
-                f"taylorseer: {self.path} runs several times in one call, and its parts can't be "
-                "told apart; call the model's disable_forward_chunking() first."
-            )
+            raise runs_twice("taylorseer", self.path)
         history = self.seer.forecaster.updated(old and old.history, self.seer.now, values)
         clock.kept[self.path] = Known(clock.step, history)
         clock.done[self.path] = "computed"

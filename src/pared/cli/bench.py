@@ -11,6 +11,7 @@ import click
 from pared import info
 from pared.cli import common
 from pared.cli.models import ModelName, locate
+from pared.cli.sample import OPTIONS, arguments_of
 from pared.errors import InputError
 
 
@@ -107,9 +108,9 @@ def command(
         )
     if slugs and not frontier:
         raise InputError("--method chooses among the arms of --frontier; give both, or --with.")
-    for path in (html, output):
+    for path, example in ((html, "page.html"), (output, "figures.json")):
         if path is not None:
-            common.check_writable(path)
+            common.check_file(path, example)
     for stack in stacks:
         for spec in stack.split("+"):
             info.get(spec.partition(":")[0].strip())
@@ -125,6 +126,8 @@ def command(
     arms: dict[str, Any] = {"base": []}
     arms |= {stack: [parse(spec) for spec in stack.split("+")] for stack in stacks}
     where = common.device_of(options["device"])
+    if source.is_pipeline:  # what doesn't fit is refused before anything is loaded
+        arguments_of(source.folder(), model, {name: options[name] for name in OPTIONS})
     arms |= {name: other.load(device=where) for name, other in others.items()}
     base = model if source.kind == "preset" else source.load(device=where)
     if frontier:

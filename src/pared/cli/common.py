@@ -166,6 +166,13 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path} can't be written: {place} is read-only; choose another place.")
 
 
+def check_file(path: Path, example: str) -> None:
+    """The same for an output that is one file, and would have a name like `example`."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file, e.g. {example}.")
+    check_writable(path)
+
+
 # Printing -------------------------------------------------------------------------------------
 
 

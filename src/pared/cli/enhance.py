@@ -27,7 +27,7 @@ from pared.errors import InputError
 )  # fmt: skip
 @sound.model_option
 @click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the processor."
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Processor threads."
 )
 @click.option("--meter/--no-meter", default=None, help="Show the levels; by default in a terminal.")
 @common.json_option
@@ -44,10 +44,10 @@ def command(
 ) -> None:
     """Keep the enrolled voice of a recording.
 
-    SOURCE is an audio file, - for a pipe of 16-bit mono samples at 16 kHz, or mic for the
-    microphone. In a terminal, noisy.wav becomes noisy-enhanced.wav beside it, and the microphone is
-    played; otherwise such samples are piped on. At the end the standard error tells how long each
-    hop of 16 ms took, and what the devices of a microphone add.
+    SOURCE is an audio file, `-` for a pipe of 16-bit mono samples at 16 kHz, or `mic` for the
+    microphone. In a terminal, noisy.wav becomes noisy-enhanced.wav beside it, and what comes from
+    the microphone is played; in a pipe, 16-bit samples are passed on. At the end the standard error
+    tells how long the hops of 16 ms took, and what microphone and loudspeaker add.
 
     \b
     Examples:

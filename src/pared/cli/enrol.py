@@ -26,9 +26,9 @@ LISTEN = 8.0
 def command(source: str, output: Path, seconds: float | None, model: str) -> None:
     """Tell an enhancer whose voice to keep.
 
-    SOURCE is an audio file of that voice alone, - for a pipe of 16-bit mono samples at 16 kHz, or
-    mic for the microphone. 3 to 10 seconds of speech are best. The file that is written goes with
-    the model that made it; `pared enhance` finds it in the same folder.
+    SOURCE is an audio file of that voice alone, `-` for a pipe of 16-bit mono samples at 16 kHz, or
+    `mic` for the microphone. 3 to 10 seconds of speech are best. What is written is of use to the
+    model that made it, and to no other; `pared enhance` finds it in the same folder.
 
     \b
     Examples:

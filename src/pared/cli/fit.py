@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from pared.cli import common
 from pared.cli.models import ModelName, locate
+from pared.cli.sample import OPTIONS, arguments_of
 from pared.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,16 +105,15 @@ def command(
     if (latency is None) == (quality is None):
         raise InputError("give --latency, e.g. 3s, or --quality, e.g. 35dB: one of the two.")
     common.records_of(options["methods"], "runtime")
-    common.check_writable(output)
+    common.check_file(output, "plan.json")
     source = locate(model)
     source.require_pipeline("painting")
     where = common.device_of(device)
+    call = arguments_of(source.folder(), model, {name: options.pop(name) for name in OPTIONS})
     pipeline = source.load(common.dtype_of(dtype), where)
 
     from pared.bench.fit import fit
 
-    names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
-    call = {names.get(k, k): v for k, v in options.items() if v is not None}
     progress = Progress()
     found = fit(
         pipeline,
@@ -123,6 +124,7 @@ def command(
         on_round=progress.round,
         on_picture=progress.picture,
         name=model,
+        **options,
         **call,
     )
     progress.close()
@@ -172,4 +174,5 @@ def _print(found: Fit, model: str, output: Path) -> None:
     common.print_table(["way", "steps", "pictures", "seconds", "faster", "PSNR dB"], rows)
     if not found.complete:
         click.echo("Stopped by Ctrl-C: this is the best of what was measured until then.")
-    click.echo(f"{output}: use it by: pared sample {model} PROMPT --plan {output} -o picture.png")
+    use = ["pared", "sample", model, "PROMPT", "--plan", str(output), "-o", "picture.png"]
+    click.echo(f"{output}: use it by: {shlex.join(use)}")

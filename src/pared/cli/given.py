@@ -57,7 +57,7 @@ def repaint(
     source.require_pipeline("painting")
     if output.suffix != ".png":
         raise InputError(f"{output} isn't named .png; give the name of a .png file.")
-    common.check_writable(output)
+    common.check_file(output, "picture.png")
     image, covered = _opened(picture), None if mask is None else _opened(mask)
     where = common.device_of(call.pop("device"))
     methods = common.runtime_methods_of(specs)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pared.cli import common
-from pared.cli.models import ModelName, config_of, locate
-from pared.cli.sample import USUAL_STAGES
+from pared.cli.models import ModelName, locate
+from pared.cli.sample import pixels_of
 from pared.errors import InputError
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ def command(
     """
     if training["beta"] is not None and training["target_reuse"] is not None:
         raise InputError("--beta and --target-reuse both settle what is reused; give one of them.")
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; give the name of a file, e.g. router.safetensors.")
-    common.check_writable(output)
+    common.check_file(output, "router.safetensors")
     texts = _prompts(prompts)
     source = locate(model)
     source.require_pipeline("learning along its sampling")
@@ -190,11 +188,7 @@ def _latents(folder: Path, model: str, size: int | None) -> tuple[int, int] | No
     """
     if size is None:
         return None
-    stages = config_of(folder, "vae/config.json").get("block_out_channels", USUAL_STAGES)
-    scale = 2 ** (len(stages) - 1)
-    # A number, or of videos time, height and width.
-    patch = config_of(folder, "transformer/config.json").get("patch_size") or 1
-    unit = scale * (patch[-1] if isinstance(patch, list) else patch)
+    scale, unit = pixels_of(folder)
     if size % unit:
         raise InputError(f"--size {size} doesn't work with {model}; give a multiple of {unit}.")
     return size // scale, size // scale

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 BINNED = (32, 64, 128, 256)
 # Of autoencoders whose configuration doesn't tell: 8 pixels per latent pixel.
 USUAL_STAGES = (1, 1, 1, 1)
+# What commands set of a pipeline's call.
+OPTIONS = ("steps", "guidance", "height", "width")
 
 
 @click.command()
@@ -103,6 +105,9 @@ def command(
     seed = call.pop("seed")
     arguments = planned | arguments_of(source.folder(), model, call)
     named = painted_by(source.folder(), model)
+    kind = config_of(source.folder(), "model_index.json").get("_class_name")
+    if "num_frames" in _call_of(kind, model):
+        raise InputError(f"{model} is a {kind}, which makes videos; give a text-to-image pipeline.")
     if scales and named != "prompt":
         raise InputError(f"{model} paints classes, which can't be refined; leave --scale out.")
     wanted = [prompt if named == "prompt" else [_label(prompt, source)] for prompt in prompts]
@@ -231,21 +236,30 @@ def arguments_of(folder: Path, model: str, call: dict[str, Any]) -> dict[str, An
     for option in given:
         if names.get(option, option) not in takes:
             raise InputError(f"{model} is a {kind}, which takes no --{option}; leave it out.")
-    denoiser = config_of(folder, "transformer/config.json") | config_of(folder, "unet/config.json")
-    stages = config_of(folder, "vae/config.json").get("block_out_channels", USUAL_STAGES)
-    unit = 2 ** (len(stages) - 1) * (denoiser.get("patch_size") or 1)
+    _, unit = pixels_of(folder)
     for side in ("height", "width"):
         if given.get(side, 0) % unit:
             raise InputError(
                 f"--{side} {given[side]} doesn't work with {model}; give a multiple of {unit}."
             )
     arguments = {names.get(option, option): value for option, value in given.items()}
-    if "use_resolution_binning" in takes and denoiser.get("sample_size") not in BINNED:
+    size = config_of(folder, "transformer/config.json").get("sample_size")
+    if "use_resolution_binning" in takes and size not in BINNED:
         arguments["use_resolution_binning"] = False
     if "clean_caption" in takes and find_spec("bs4") is None:
         # What the pipeline would do itself, with a warning for every prompt.
         arguments["clean_caption"] = False
     return arguments
+
+
+def pixels_of(folder: Path) -> tuple[int, int]:
+    """The side of a latent pixel and that of a token, in pixels."""
+    stages = config_of(folder, "vae/config.json").get("block_out_channels", USUAL_STAGES)
+    denoiser = config_of(folder, "transformer/config.json") | config_of(folder, "unet/config.json")
+    # A number, or of videos time, height and width.
+    patch = denoiser.get("patch_size") or 1
+    scale = 2 ** (len(stages) - 1)
+    return scale, scale * (patch[-1] if isinstance(patch, list) else patch)
 
 
 def _call_of(kind: Any, model: str) -> Mapping[str, inspect.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -124,8 +125,9 @@ def command(
     _check_count(count, steps)
     source = locate(model)
     source.require_pipeline("searching")
-    _check_output(output, "schedule.json")
-    _check_output(curve, "curve.html")
+    common.check_file(output, "schedule.json")
+    if curve is not None:
+        common.check_file(curve, "curve.html")
     where = common.device_of(device)
     method = _scheduled(spec)
     call = arguments_of(source.folder(), model, size)
@@ -158,9 +160,8 @@ def command(
         common.print_json(found.to_dict())
     else:
         best = cast(Any, method).model_copy(update={"reuse": str(output)})
-        _show(
-            found, runs, steps, f"pared sample {model} PROMPT --steps {steps} --with {best.spec()}"
-        )
+        use = ["pared", "sample", model, "PROMPT", "--steps", str(steps), "--with", best.spec()]
+        _show(found, runs, steps, shlex.join(use))
     if not found.complete:
         _stopped(ctx, model)
 
@@ -211,14 +212,6 @@ def _scheduled(spec: str) -> RuntimeMethod:
     if not hasattr(method, "under"):
         raise InputError(f"{method.info.slug} follows no schedule that could be searched for.")
     return method
-
-
-def _check_output(output: Path | None, example: str) -> None:
-    if output is None:
-        return
-    if output.is_dir():
-        raise InputError(f"{output} is a folder; give the name of a file, e.g. {example}.")
-    common.check_writable(output)
 
 
 def _captions(count: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""What `pared enrol` and `pared enhance` share: sound in and out, the report."""
+"""Sound in and out of `pared enrol` and `pared enhance`, and the latter's report."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def check_output(path: Path, suffix: str) -> None:
     """
     if path.suffix != suffix:
         raise InputError(f"{path} isn't named {suffix}; give the name of a {suffix} file.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a {suffix} file.")
-    common.check_writable(path)
+    common.check_file(path, f"voice{suffix}")
 
 
 # Sound in -------------------------------------------------------------------------------------
@@ -85,8 +83,8 @@ def pieces(source: str, card: SoundCard, seconds: float | None = None) -> Iterat
     if source == PIPE:
         if sys.stdin.isatty():
             raise InputError(
-                "nothing is piped in; give 16-bit mono samples at 16 kHz, such as `sox talk.flac "
-                "-t raw -r 16000 -b 16 -c 1 - | pared enhance - ...`."
+                "nothing is piped in; give 16-bit mono samples at 16 kHz, such as those of `sox "
+                "talk.flac -t raw -r 16000 -b 16 -c 1 -`."
             )
         return _piped()
     if source == MICROPHONE:

@@ -57,7 +57,9 @@ class SoundCard:
                     hops -= 1
                     yield bytes(block)
         except sounddevice.PortAudioError as error:
-            raise InputError(f"the microphone can't be used ({error}); plug one in.") from None
+            raise InputError(
+                f"the microphone can't be used ({error}); plug one in, or pipe the samples in."
+            ) from None
 
     @contextmanager
     def playing(self) -> Iterator[Callable[[bytes], object]]:

@@ -110,9 +110,7 @@ def confusion(voices: Tensor, speakers: Tensor) -> Tensor:
     if len(speakers) < 2:
         return voices.sum() * 0
     one, other = normalize(voices.float(), dim=-1)
-    same = (speakers[:, None] == speakers) & ~torch.eye(len(speakers), dtype=torch.bool).to(
-        speakers.device
-    )
+    same = (speakers[:, None] == speakers).fill_diagonal_(False)
     cosines = (one @ other.T / TEMPERATURE).masked_fill(same, -torch.inf)
     own = torch.arange(len(speakers), device=speakers.device)
     return (cross_entropy(cosines, own) + cross_entropy(cosines.T, own)) / 2

@@ -69,7 +69,7 @@ class EncoderConversion(Conversion):
             weight = next(site.module.parameters())  # others may lie elsewhere than on meta
             new = self.attention(family, site, hearing).to(weight.device, weight.dtype)
             family.replace(site.path, new.train(site.module.training))
-        leave_out_padding(model, {site.block for site in self.sites(family)})
+        leave_out_padding(model, self._convolutions(family))
         if self.everywhere(family) and self.drops_positions(family):
             family.drop_positions()
 

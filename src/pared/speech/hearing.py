@@ -9,7 +9,7 @@ the same, takes chunk after chunk and remembers of the past what its layers need
 for every training batch.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pared import anatomy
+from pared.anatomy import Site
 from pared.anatomy.speech import Frames, SpeechEncoder
 from pared.errors import InputError
 from pared.nn.summary_mixing import chunk_mask
@@ -165,17 +166,17 @@ class FrameConvolution(nn.Module):
     before, behind its last frame zeros.
 
     Args:
-        conv: what it replaces, with an odd kernel and as many outputs as inputs; its weights are
-            taken over.
+        conv: what it replaces, with an odd kernel and as many outputs as inputs, or another one of
+            these; its weights are taken over.
         hearing: of the model.
         path: under which it keeps what it remembers.
     """
 
     def __init__(self, conv: nn.Conv1d, hearing: Hearing, path: str) -> None:
         super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
+        self.weight, self.bias, self.kernel_size = conv.weight, conv.bias, conv.kernel_size
         self.hearing, self.path = hearing, path
-        self.reach = conv.kernel_size[0] // 2
+        self.reach = self.kernel_size[0] // 2
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, frames) to the same shape."""
@@ -212,7 +213,7 @@ class FrameConvolution(nn.Module):
         return F.conv1d(x, self.weight, self.bias, groups=len(self.weight))
 
 
-def leave_out_padding(model: nn.Module, blocks: Collection[int] | None = None) -> None:
+def leave_out_padding(model: nn.Module, sites: Iterable[Site] | None = None) -> None:
     """Let the convolutions of an encoder's blocks hear no padding.
 
     Conversions do it to the blocks that they convert. A stock model that they are compared with
@@ -220,14 +221,13 @@ def leave_out_padding(model: nn.Module, blocks: Collection[int] | None = None) -
 
     Args:
         model: a speech encoder, alone or under a head; changed in place.
-        blocks: indices of the blocks; None: all.
+        sites: of the convolutions; None: all.
     """
     family, hearing = _encoder(model), hearing_of(model)
-    for site in family.sites("convolution"):
-        if blocks is None or site.block in blocks:
-            path = f"{site.path}.{family.convolution}"
-            conv = cast(nn.Conv1d, family.model.get_submodule(path))
-            family.replace(path, FrameConvolution(conv, hearing, path).train(conv.training))
+    for site in family.sites("convolution") if sites is None else sites:
+        path = f"{site.path}.{family.convolution}"
+        conv = cast(nn.Conv1d, family.model.get_submodule(path))
+        family.replace(path, FrameConvolution(conv, hearing, path).train(conv.training))
 
 
 # The stream ---------------------------------------------------------------------------------------

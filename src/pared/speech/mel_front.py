@@ -48,6 +48,7 @@ INFO = Info(
 RATE = 16_000  # samples per second that these encoders read
 DEPTH = 80.0  # dB below the loudest
 SILENCE = 1e-10  # power
+HIGHEST = 2595 * math.log10(1 + RATE / 2 / 700)  # mel
 
 
 class MelFront(Conversion):
@@ -158,13 +159,11 @@ def filters(bands: int, points: int, device: torch.device | None = None) -> Tens
 
 def corners(bands: int, device: torch.device | None = None) -> Tensor:
     """Where triangles begin, peak and end, in Hz: (bands + 2,)."""
-    highest = 2595 * math.log10(1 + RATE / 2 / 700)
-    mel = torch.linspace(0, highest, bands + 2, device=device)
+    mel = torch.linspace(0, HIGHEST, bands + 2, device=device)
     return 700 * (10 ** (mel / 2595) - 1)
 
 
 def least_points(bands: int) -> int:
     """Points of a spectrum with which the lowest band, the narrowest, has one."""
-    step = math.log10(1 + RATE / 2 / 700) / (bands + 1)
-    end = 700 * (10 ** (2 * step) - 1)  # in Hz; the band begins at 0
+    end = 700 * (10 ** (2 * HIGHEST / (bands + 1) / 2595) - 1)  # in Hz; the band begins at 0
     return 2 * math.ceil(RATE / end / 2) + 2

@@ -28,7 +28,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pared.anatomy import Family, Site
 from pared.anatomy.base import Role
@@ -36,6 +35,7 @@ from pared.anatomy.speech import SpeechEncoder
 from pared.errors import InputError
 from pared.info import Headline, Info
 from pared.method import Claim
+from pared.nn.attention import attend
 from pared.nn.layout import merge_heads, split_heads
 from pared.nn.rotary import Rotary, half_split, interleaved, rotary_of, rotate
 from pared.speech.encoder_conversion import EncoderConversion
@@ -185,10 +185,11 @@ class RotaryAttention(nn.Module):
     def forward(self, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
         """Mixed frames, (batch, frames, width) in and out, and no attention map."""
         x, mask = self._heard(hidden_states)
+        self._check_mask(mask)
         q, k, v = self.heads_of(x)
         now = slice(x.shape[1] - hidden_states.shape[1], None)  # a stream's frames stand before
-        y = self._attended(q[:, :, now], k, v, mask)
-        return self._projected("out", y.flatten(-2)), None
+        y = attend(self, q[:, :, now], k, v, mask, self.scale, self.dropout)
+        return self._projected("out", y), None
 
     def heads_of(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys that know their positions, and values.
@@ -208,18 +209,13 @@ class RotaryAttention(nn.Module):
         v = split_heads(self._projected("v", x), self.num_heads)
         return (q, k, v) if self.legacy else (rotate(q, rotary), rotate(k, rotary), v)
 
-    def _attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """softmax(scale q k^T) v, (batch, frames, heads, channels), as the model was set to."""
+    def _check_mask(self, mask: Tensor | None) -> None:
         name = self.config._attn_implementation
         if mask is not None and name.startswith(OWN_MASKS):
             raise InputError(
                 f"{INFO.slug}: {name} takes no mask of which frame hears which; call "
                 "model.set_attn_implementation('sdpa'), or give utterances of one length."
             )
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
-        dropout = self.dropout if self.training else 0.0
-        settings = {"dropout": dropout, "scaling": self.scale, "is_causal": False}
-        return attend(self, q, k, v, mask, **settings)[0]
 
     def _turned(self, x: Tensor, rotary: Rotary) -> Tensor:
         pairs = interleaved(split_heads(x, self.num_heads))
@@ -244,24 +240,6 @@ class RotaryAttention(nn.Module):
             x, valid = (torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True))
             return x, heard(valid, None)
         return x, heard(valid, hearing.visible(x))
-
-
-def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float,
-    **_: object,
-) -> tuple[Tensor, Tensor]:
-    """The implementation "eager": step by step, and with the map, as transformers calls it."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
-    weights = nn.functional.dropout(scores.softmax(dim=-1), dropout, module.training)
-    return (weights @ value).transpose(1, 2), weights
 
 
 def heard(valid: Tensor | None, visible: Tensor | None) -> Tensor | None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from pared.nn.attention import attend
 from pared.nn.rotary import Rotary, rotate
 from pared.speech.streaming_pse.method import StreamingPSE
 
@@ -58,45 +58,6 @@ def angles(frames: Tensor, channels: int) -> Rotary:
     pairs = torch.arange(channels, device=frames.device) // 2
     turns = frames[:, None].double() * ROTARY_BASE ** (-2 * pairs.double() / channels)
     return Rotary(turns.cos().float(), turns.sin().float())
-
-
-def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None
-) -> Tensor:
-    """softmax(q k^T / sqrt(channels)) v by the attention that the model was set to.
-
-    Args:
-        module: knows the setting, `module.config`.
-        query: (batch, heads, frames, channels).
-        key: (batch, heads, keys, channels).
-        value: shaped like the keys.
-        visible: True where a key is heard, broadcast to (batch, heads, frames, keys).
-
-    Returns:
-        (batch, frames, heads x channels).
-    """
-    config: Any = module.config
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
-    scaling = query.shape[-1] ** -0.5
-    output, _ = function(module, query, key, value, visible, scaling=scaling, is_causal=False)
-    return output.flatten(-2)
-
-
-def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """The reference, step by step; with the weights."""
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
-    weights = scores.softmax(dim=-1)
-    return (weights @ value).transpose(1, 2), weights
 
 
 class SelfAttention(nn.Module):

@@ -20,7 +20,8 @@ what they come from; two layers for the enrolment, with rotary positions, whose 
 the loudest frame) are masked and of which 10 s count; a mask of the magnitudes with the noisy
 phase. Look-ahead delays the mask: that of frame t is read where frame t + A has been heard. The
 baselines use the same fusion with another S: the mean of the encoded enrolment, an embedding made
-elsewhere through a linear layer, or zero.
+elsewhere through a linear layer, or zero. The loss is that of `pared.objectives.enhancement`, to
+which all recipes but the full-size one add a term that tells voices apart.
 
 Not verified: quality on real voices and at the paper's scale, which it doesn't tell.
 """

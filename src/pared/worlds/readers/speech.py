@@ -122,14 +122,13 @@ def read_noise_corpus(
     )
 
 
-def read_noises(source: str | Path, on_bad: str = "refuse", thorough: bool = True) -> Corpus:
+def read_noises(source: str | Path, on_bad: str = "refuse") -> Corpus:
     """Noises to mix with speech; no speech is read.
 
     Args:
         source: a folder of recordings, at any depth; of one laid out as in the DNS challenge only
             its folder `noise` (or `noise_fullband` ...).
         on_bad: see `read_noise_corpus`.
-        thorough: see `read_speech`.
 
     Raises:
         InputError: the source isn't there or holds no noises; holds bad recordings that are to be
@@ -137,7 +136,7 @@ def read_noises(source: str | Path, on_bad: str = "refuse", thorough: bool = Tru
     """
     _check(on_bad)
     found = layouts.noises(Path(source).expanduser())
-    return Corpus(str(source), _examined(found, thorough), on_bad)
+    return Corpus(str(source), _examined(found, thorough=True), on_bad)
 
 
 class Corpus:

@@ -1,0 +1,149 @@
+"""What a call costs by arms of a speech bench: in turns, in memory, and by length of utterances."""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psutil
+import record
+
+from pared.bench import scaling
+from pared.bench.timing import Timings, peak_memory
+
+# A length in seconds, and what a call takes: "seconds" and "MiB".
+Point = dict[str, float]
+
+
+def add_options(parser: argparse.ArgumentParser, lengths: Sequence[float], floor: float) -> None:
+    """Let a command take what `by_length` asks for."""
+    parser.add_argument("--lengths", type=float, nargs="+", default=lengths, help="in seconds")
+    parser.add_argument("--floor", type=float, default=floor, help="length that exponents begin at")
+    half = psutil.virtual_memory().total // 2**31
+    parser.add_argument("--gigabytes", type=int, default=half, help="that a length may take")
+
+
+def rows_of(timings: Timings, memory: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+    """A row for each arm, the first of which is the base; `memory` in bytes."""
+    rows: list[dict[str, Any]] = [
+        {
+            "attention": arm,
+            "s per step": float(f"{timing.median:.3g}"),
+            "base / this, s": round(timing.ratio, 3),
+            "10 to 90 %": f"{timing.ratio_low:.3f} to {timing.ratio_high:.3f}",
+        }
+        for arm, timing in timings.items()
+    ]
+    for row in rows if memory else ():
+        bytes_ = memory[row["attention"]]
+        row["MiB at the peak"] = round(bytes_ / 2**20)
+        row["base / this, MiB"] = round(memory[rows[0]["attention"]] / bytes_, 3)
+    return rows
+
+
+# Length -----------------------------------------------------------------------------------------
+
+
+def point_of(call: Callable[[], object], length: float) -> Point | None:
+    """What a call takes; None where it doesn't fit the memory. Libraries have been called before.
+
+    Args:
+        call: what is measured.
+        length: of its utterance in seconds.
+    """
+    try:
+        bytes_ = peak_memory(call)
+        durations: list[float] = []
+        while not durations or (len(durations) < 5 and sum(durations) < 10):
+            begun = time.perf_counter()
+            call()
+            durations.append(time.perf_counter() - begun)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        return None
+    mib = max(bytes_, 1) / 2**20
+    return {"length": length, "seconds": statistics.median(durations), "MiB": mib}
+
+
+def by_length(
+    point_at: Callable[[argparse.Namespace, str, float], Point | None],
+    options: argparse.Namespace,
+    arms: Sequence[str],
+    call: str,
+    by: str,
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Tables and figures of time and memory against the length of an utterance.
+
+    Args:
+        point_at: measures one length, in a process of its own.
+        options: see `add_options`; handed on.
+        arms: that are compared.
+        call: what is measured, in words.
+        by: what length, in words.
+    """
+    found: dict[str, list[Point]] = {arm: [] for arm in arms}
+    for arm, points in found.items():
+        for length in sorted(options.lengths):
+            point = alone(point_at, options, arm, length, gigabytes=options.gigabytes)
+            if point is None:
+                print(arm, length, "doesn't fit", flush=True)
+                break
+            points.append(point)
+            print(arm, json.dumps(point), flush=True)
+    over = shared(found, options.floor)
+    tables, figures = {}, {}
+    for name, key in (("time", "seconds"), ("memory", "MiB")):
+        tables[f"{key} that {call} takes, by {by}"] = [
+            {"attention": arm} | length_row(points, key, over, sorted(options.lengths))
+            for arm, points in found.items()
+        ]
+        lines = {a: [(p["length"], float(f"{p[key]:.4g}")) for p in found[a]] for a in found}
+        figures[f"{name} of {call}"] = record.curves("seconds of speech", key, lines)
+    return tables, figures
+
+
+def shared(found: Mapping[str, Sequence[Point]], floor: float) -> list[float]:
+    """Lengths that fit the memory with every arm, of those so long that length decides."""
+    fitting = [{point["length"] for point in points} for points in found.values()]
+    return sorted(length for length in set.intersection(*fitting) if length >= floor)
+
+
+def length_row(
+    points: Sequence[Point], key: str, over: Sequence[float], asked: Sequence[float]
+) -> dict[str, Any]:
+    """The p of key = c length^p by least squares over some lengths, and what every length takes."""
+    at = {point["length"]: point[key] for point in points}
+    row: dict[str, Any] = {}
+    if len(over) > 1:
+        p = scaling.exponent(over, [at[length] for length in over])
+        row[f"exponent, {over[0]:g} to {over[-1]:g} s"] = round(p, 3)
+    for length in asked:
+        fits = length in at
+        row[f"{length:g} s"] = float(f"{at[length]:.3g}") if fits else "too much memory"
+    return row
+
+
+# Processes --------------------------------------------------------------------------------------
+
+
+def alone(call: Callable[..., Any], *arguments: Any, gigabytes: int | None = None) -> Any:
+    """What a function gives in a process of its own, so that no other one's memory lies about.
+
+    Args:
+        call: the function.
+        arguments: of it.
+        gigabytes: that the process may take; None for all there are.
+    """
+    with multiprocessing.get_context("spawn").Pool(1, _limit, (gigabytes,)) as pool:
+        return pool.apply(call, arguments)
+
+
+def _limit(gigabytes: int | None) -> None:
+    if gigabytes is not None:
+        most = gigabytes * 2**30
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
