@@ -77,16 +77,19 @@ def test_a_new_folder_is_made(enhance, kept, wanted, tmp_path):
     close(read(tmp_path / "calls" / "today" / "clean.wav"), wanted)
 
 
-def test_in_a_terminal_a_file_is_written_beside_the_source(in_terminal, kept, wanted, tmp_path):
+def test_a_file_is_written_beside_the_source(enhance, in_terminal, kept, wanted, tmp_path):
     (tmp_path / "calls").mkdir()
     audio.write(tmp_path / "calls" / "noisy.wav", WHOLE)
     known = ["-e", kept / "me.safetensors", "--model", kept / "model"]
     assert in_terminal("enhance", "calls/noisy.wav", *known, "--json") == 0
     close(read(tmp_path / "calls" / "noisy-enhanced.wav"), wanted)
     assert len(list((tmp_path / "calls").iterdir())) == 2
+    (tmp_path / "calls" / "noisy-enhanced.wav").unlink()
+    assert not enhance("calls/noisy.wav").stdout_bytes
+    close(read(tmp_path / "calls" / "noisy-enhanced.wav"), wanted)
 
 
-def test_in_a_terminal_the_source_stays_too(in_terminal, kept, tmp_path):
+def test_the_source_stays_there_too(in_terminal, kept, tmp_path):
     audio.write(tmp_path / "a.wav", WHOLE)
     (tmp_path / "a-enhanced.wav").symlink_to("a.wav")
     before = (tmp_path / "a.wav").read_bytes()
@@ -95,9 +98,10 @@ def test_in_a_terminal_the_source_stays_too(in_terminal, kept, tmp_path):
     assert (tmp_path / "a.wav").read_bytes() == before
 
 
-def test_in_a_terminal_a_pipe_needs_a_place(in_terminal):
+@pytest.mark.parametrize("words", [["-"], ["a.wav", "-o", "-"], ["mic", "-o", "-"]], ids=" ".join)
+def test_in_a_terminal_a_pipe_needs_a_place(in_terminal, words):
     with pytest.raises(InputError, match=r"there is nowhere to write; give -o FILE\.wav"):
-        in_terminal("enhance", "-")
+        in_terminal("enhance", *words)
 
 
 # Pipes ------------------------------------------------------------------------------------------
@@ -111,7 +115,7 @@ def test_a_pipe_is_enhanced(enhance, wanted):
 
 
 def test_a_file_into_a_pipe(enhance, kept, wanted, tmp_path):
-    result = enhance(kept / "noisy.wav")
+    result = enhance(kept / "noisy.wav", "-o", "-")
     close(heard(result.stdout_bytes), wanted)
     assert result.stderr.startswith("3.0 s enhanced") and not list(tmp_path.iterdir())
 

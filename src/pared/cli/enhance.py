@@ -23,7 +23,7 @@ from pared.errors import InputError
 )  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path),
-    help=".wav file to write; by default beside the source in a terminal, otherwise a pipe.",
+    help=".wav file to write, or `-` for a pipe; by default beside a file, and as it came in.",
 )  # fmt: skip
 @sound.model_option
 @click.option(
@@ -45,16 +45,16 @@ def command(
     """Keep the enrolled voice of a recording.
 
     SOURCE is an audio file, `-` for a pipe of 16-bit mono samples at 16 kHz, or `mic` for the
-    microphone. In a terminal, noisy.wav becomes noisy-enhanced.wav beside it, and what comes from
-    the microphone is played; in a pipe, 16-bit samples are passed on. At the end the standard error
-    tells how long the hops of 16 ms took, and what microphone and loudspeaker add.
+    microphone. Without -o, noisy.wav becomes noisy-enhanced.wav beside it, a pipe is passed on as
+    such samples, and so is the microphone, which is played where no pipe takes it. At the end the
+    standard error tells how long the hops of 16 ms took, and what microphone and loudspeaker add.
 
     \b
     Examples:
       pared enrol me.wav
       pared enhance noisy.wav
       pared enhance talk.flac -e me.safetensors -o talk.wav
-      pared enhance - -o clean.wav
+      pared enhance talk.flac -o - | aplay -f S16_LE -r 16000
       pared enhance mic -o call.wav
     """
     output = _place(source, output)
@@ -86,12 +86,15 @@ def command(
 
 def _place(source: str, output: Path | None) -> Path | None:
     """The file that is written; None for a pipe, or for the loudspeaker."""
-    if output is not None or source == sound.MICROPHONE or not sys.stdout.isatty():
+    if output is None and source not in (sound.PIPE, sound.MICROPHONE):
+        beside = Path(os.path.expanduser(source))
+        return beside.parent / f"{beside.stem}-enhanced.wav"
+    if output is not None and str(output) != sound.PIPE:
         return output
-    if source == sound.PIPE:
+    played = source == sound.MICROPHONE and output is None
+    if sys.stdout.isatty() and not played:
         raise InputError("there is nowhere to write; give -o FILE.wav, or pipe the output on.")
-    beside = Path(os.path.expanduser(source))
-    return beside.parent / f"{beside.stem}-enhanced.wav"
+    return None
 
 
 def _check(source: str, voice: Path, output: Path | None, as_json: bool) -> None:
