@@ -47,6 +47,7 @@ def test_a_recording_is_written_down(written, folder, name):
     assert result.exit_code == 0, result.output
     words = heard(folder, name)
     assert words and result.stdout == " ".join(word.text for word in words) + "\n"
+    assert "Loading weights" not in result.stderr
 
 
 def test_several_recordings(written, folder):

@@ -57,8 +57,11 @@ def command(
     for name in files:
         audio.check(name)
     place = common.device_of(device)
+    from transformers.utils import logging
+
     from pared.speech.recognition import load
 
+    logging.disable_progress_bar()  # of weights already here: it would stand among the words
     recogniser = load(found.model_folder(), place)
     told = [_one(recogniser, name, beam, len(files) > 1, as_json) for name in files]
     if as_json:
