@@ -31,6 +31,7 @@ from pared.bench.words import WordErrors
 from pared.objectives.ctc import CTC
 from pared.speech.hearing import leave_out_padding
 from pared.speech.recognition import Recogniser, training
+from pared.training.loop import freeze_all_but
 from pared.worlds.speech.audio import RATE
 from pared.worlds.speech.characters import Characters
 from pared.worlds.speech.data import TranscriptData
@@ -149,6 +150,7 @@ class Step:
         torch.manual_seed(0)
         self.recogniser = fresh(options, arm)
         self.model = self.recogniser.model.train()
+        freeze_all_but(self.model, planned(options, arm, 0).stages[0].training.trainable)
         self.optimizer = torch.optim.AdamW(self.model.parameters())
         samples = round(size.seconds * self.recogniser.rate)
         sounds = [0.1 * torch.randn(samples) for _ in range(size.batch)]

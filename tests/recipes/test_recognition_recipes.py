@@ -16,6 +16,7 @@ from pared.speech.recognition import load, transcribe
 from pared.training import loop
 from pared.worlds import speech
 from tests.signals import ctrl_c
+from tests.speech import recognisers
 from tests.worlds.tones import Tones
 
 soundfile = pytest.importorskip("soundfile")
@@ -208,6 +209,26 @@ def test_what_attentions_are_compared_by_is_sentences_and_small():
     extractor = extractor_of(plan.data.extractor)
     found = started(plan.model, recipe.build, extractor, Characters())
     assert 1.0e6 < sum(p.numel() for p in found.model.parameters()) < 1.6e6
+    loop.freeze_all_but(found.model, plan.stages[0].training.trainable)
+    frozen = [name for name, p in found.model.named_parameters() if not p.requires_grad]
+    assert frozen and all(".conv_layers.0." in name for name in frozen)
+
+
+def test_the_sound_itself_gets_no_gradients_and_weights_the_same():
+    from pared.speech.recognition.training import spare_the_sound
+
+    sound = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
+    front = recognisers.conformer().model.wav2vec2_conformer.feature_extractor.train()
+    front(sound).square().sum().backward()
+    plain = {name: parameter.grad for name, parameter in front.named_parameters()}
+    front.zero_grad()
+    spare_the_sound(front)
+    front.requires_grad_(False)
+    assert not front(sound).requires_grad  # transformers': it would, for the sound
+    front.requires_grad_(True)
+    front(sound).square().sum().backward()
+    for name, parameter in front.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain[name], rtol=0, atol=0)
 
 
 def test_several_kinds_of_the_speech_world_are_one(monkeypatch):

@@ -229,8 +229,8 @@ def known_voices(synthesizer: str) -> tuple[frozenset[str], ...]:
         return (frozenset(run("flite", "-lv").partition(":")[2].split()),)
     # Columns are priority, language, age and sex, name, file. An accent's file is "gmw/en-US", and
     # found in small letters, too; a variant's is "!v/m3".
-    listed = run(synthesizer, "--voices=en").replace("\\", "/").splitlines()[1:]
-    accents = {line.split()[4].rpartition("/")[2].lower() for line in listed}
+    rows = run(synthesizer, "--voices=en").replace("\\", "/").splitlines()[1:]
+    accents = {row.split()[4].rpartition("/")[2].lower() for row in rows}
     listed = run(synthesizer, "--voices=variant").replace("\\", "/")
     variants = {part.removeprefix("!v/") for part in listed.split() if part.startswith("!v/")}
     return frozenset(accents), frozenset(variants)
