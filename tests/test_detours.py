@@ -10,11 +10,12 @@ import accelerate
 import accelerate.hooks
 import pytest
 import torch
-from diffusers.hooks import HookRegistry, ModelHook, apply_group_offloading
+from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
 from pared import anatomy
 from pared.anatomy import presets
+from pared.bench.contract_runtime import OFFLOADS
 from pared.errors import InputError
 from pared.runtime import Clock, Detour, detour
 
@@ -243,18 +244,8 @@ def test_a_model_whose_hook_is_put_on_anew_after_every_run(model, whole):
 @pytest.mark.parametrize("first", ["offload", "method"])
 def test_groups_of_layers_that_are_moved_together(model, first):
     wanted, plain = reused(model), sample(model)
-
-    def offload():
-        apply_group_offloading(
-            model,
-            onload_device=CPU,
-            offload_device=CPU,
-            offload_type="block_level",
-            num_blocks_per_group=1,
-        )
-
     undo = ExitStack()
-    steps = [offload, lambda: undo.enter_context(Alternate(model))]
+    steps = [lambda: OFFLOADS["group"](model), lambda: undo.enter_context(Alternate(model))]
     for step in steps if first == "offload" else reversed(steps):
         step()
     assert torch.equal(sample(model), wanted)
