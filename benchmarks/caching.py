@@ -94,7 +94,7 @@ class Bench:
 
     def __init__(self, family: str, steps: int, pictures: int) -> None:
         self.family, self.steps = family, steps
-        self.is_whole = steps == STEPS[family][0]
+        self.is_whole = steps not in STEPS[family][1:]
         self.guidance = GUIDANCE
         self.pipeline = load(folder_of(f"house:{family}"), device=DEVICE)
         self.pipeline.set_progress_bar_config(disable=True)
