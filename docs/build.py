@@ -59,9 +59,10 @@ def _text(path: Path) -> str | None:
 
 
 def _generated(docs: Path) -> list[str]:
-    """The pages that say of themselves that they were generated."""
-    marked = [p for p in docs.rglob("*.md") if (_text(p) or "").startswith(generated.NOTICE)]
-    return [p.relative_to(docs).as_posix() for p in marked]
+    """The pages and drawings that say of themselves that they were generated."""
+    files = [*docs.rglob("*.md"), *docs.rglob("*.svg")]
+    marked = [path for path in files if (_text(path) or "").startswith(generated.NOTICE)]
+    return [path.relative_to(docs).as_posix() for path in marked]
 
 
 def main() -> int:

@@ -41,12 +41,12 @@ def pages() -> dict[str, str]:
     for slug, record in info.registry().items():
         made[f"methods/{slug}.md"] = method(record)
         for name, figure in _figures(slug).items():
-            made[f"methods/{_file(slug, name)}"] = drawings.drawn(name, figure)
+            made[f"methods/{_file(slug, name)}"] = _drawn(name, figure)
     for name, page in MEASURED.items():
         if (file := results.read(name)) is not None:
             made[f"{name}.md"] = tables(*page, file)
             for drawing, figure in _figures(name).items():
-                made[_file(name, drawing)] = drawings.drawn(drawing, figure)
+                made[_file(name, drawing)] = _drawn(drawing, figure)
     return made
 
 
@@ -190,6 +190,10 @@ def _figures(slug: str) -> dict[str, dict[str, Any]]:
 
 def _file(slug: str, name: str) -> str:
     return f"{slug}-{re.sub(r'[^a-zA-Z0-9.]+', '-', name)}.svg"
+
+
+def _drawn(name: str, figure: dict[str, Any]) -> str:
+    return f"{NOTICE}\n{drawings.drawn(name, figure)}"
 
 
 def _claim_row(claim: Outcome, measured: Measured | None, record: Info) -> tuple[str, ...]:

@@ -72,9 +72,12 @@ def test_stale_missing_and_left_over_pages_are_named(build, tmp_path, monkeypatc
     assert build.stale(tmp_path) == []
     (tmp_path / "a.md").write_text("by hand")
     (tmp_path / "methods" / "gone.md").write_text(notice)
+    (tmp_path / "gone.svg").write_text(notice)
     (tmp_path / "own.md").write_text("no page of the generator's")
-    assert build.write(tmp_path) == ["a.md", "methods/gone.md"]
-    assert {p.name for p in tmp_path.rglob("*.md")} == {"a.md", "b.md", "own.md"}
+    (tmp_path / "own.svg").write_text("<svg/>")
+    assert build.write(tmp_path) == ["a.md", "gone.svg", "methods/gone.md"]
+    found = {path.name for path in tmp_path.rglob("*.*")}
+    assert found == {"a.md", "b.md", "own.md", "own.svg"}
 
 
 def test_check_says_what_is_stale(build, tmp_path, monkeypatch, capsys):
