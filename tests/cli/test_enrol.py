@@ -81,6 +81,12 @@ def test_a_model_that_needs_another_kind_of_enrolment(refused, kept, tmp_path):
     assert "takes a speaker's embedding from another encoder" in told
 
 
+def test_a_model_that_keeps_all_voices_says_so(run, kept, tmp_path):
+    toy(conditioning="none").save_pretrained(tmp_path / "model")
+    told = run("enrol", kept / "noisy.wav", "--model", "model").stdout
+    assert told.startswith("voice.safetensors: no voice, as this model (conditioning=none) keeps")
+
+
 def test_the_two_lines_that_matter(run, in_terminal, kept, enhanced, tmp_path, monkeypatch, capsys):
     """`pared enrol me.wav` and `pared enhance noisy.wav`, with the model that they take."""
     house = tmp_path / "house"

@@ -49,6 +49,8 @@ def command(source: str, output: Path, seconds: float | None, model: str) -> Non
 
     enrolment.check_model(enhancer)
     whole = torch.cat(list(recording))
-    enrolment.save(output, enhancer, enrolment.enrol(enhancer, whole))
+    enrolled = enrolment.enrol(enhancer, whole)
+    enrolment.save(output, enhancer, enrolled)
+    what = "a voice" if enrolled else "no voice, as this model (conditioning=none) keeps them all,"
     lost = f", in which sound was lost {card.times_lost()}" if card.lost else ""
-    click.echo(f"{output}: a voice from {len(whole) / RATE:.1f} s of recording{lost}")
+    click.echo(f"{output}: {what} from {len(whole) / RATE:.1f} s of recording{lost}")
