@@ -122,11 +122,12 @@ def test_what_cannot_be_kept_is_said(pipeline):
         pared.fit(pipeline, latency=1, quality=30)
 
 
-def test_ctrl_c_keeps_what_was_found(pipeline):
-    def stop(done, total):
-        if done == 3:
-            raise KeyboardInterrupt
+def stop(done, total):
+    if done == 3:
+        raise KeyboardInterrupt
 
+
+def test_ctrl_c_keeps_what_was_found(pipeline):
     found = pared.fit(
         pipeline,
         quality=1,
@@ -136,6 +137,12 @@ def test_ctrl_c_keeps_what_was_found(pipeline):
         on_picture=stop,
     )
     assert not found.complete and found.best.seconds
+
+
+def test_a_verdict_on_a_part_says_so(pipeline):
+    told = "until Ctrl-C nothing paints a picture in 1e-06 s: the fastest way takes"
+    with pytest.raises(InputError, match=told):
+        pared.fit(pipeline, 1e-6, methods=["re-ttention"], num_inference_steps=4, on_picture=stop)
 
 
 def test_one_that_had_to_go_wins_where_all_finalists_miss_the_budget(pipeline):

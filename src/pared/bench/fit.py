@@ -355,7 +355,7 @@ class Search:
         # Where all that came so far miss it in the end, others that had to go may keep it.
         keeping = [t for t in [self.base, *(finalists or measured)] if t.keeps(self.budget)]
         if not keeping:
-            raise InputError(self._nearest(measured))
+            raise InputError(("" if complete else "until Ctrl-C ") + self._nearest(measured))
         best = max(keeping, key=lambda trial: trial.merit(self.budget))
         others = sorted(measured[1:], key=lambda t: (-len(t.seconds), -t.merit(self.budget)))
         return Fit(best, self.base, tuple(others), self.budget, complete, conditions)
