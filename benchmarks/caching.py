@@ -37,8 +37,7 @@ from pared.worlds import emoji
 from pared.worlds.house import folder_of
 
 DEVICE = torch.accelerator.current_accelerator() or torch.device("cpu")
-# The whole grid is measured at the first number of steps, at others what claims need.
-STEPS = {"pixart": (20, 50), "sd3": (30,), "unet": (50,)}
+STEPS = {"pixart": 20, "sd3": 30, "unet": 50}
 GUIDANCE = 4.0
 # A seed paints as many pictures, each of a prompt of its own.
 SEEDS = (0, 1, 2)
@@ -57,7 +56,6 @@ class Rivals:
         slug: of the method.
         key: of the claim.
         family: that decides it.
-        steps: of the whole model.
         ours: spec of the method.
         rival: spec of the rival; "" is the model with the steps that cost as much.
     """
@@ -65,21 +63,29 @@ class Rivals:
     slug: str
     key: str
     family: str
-    steps: int
     ours: str
     rival: str = ""
 
+    def write(self, done: Done, about: str) -> None:
+        """Write the claim, if its ways are done."""
+        ours, rival = done.get(self.ours, {}), done.get(self.rival, {})
+        if self.rival:
+            found = {s: rival[s]["distance"] / ours[s]["distance"] for s in ours if s in rival}
+            note = f"{about}, RMS distance of pictures, {self.rival} over {self.ours}"
+        else:
+            found = {s: run["distance of steps"] / run["distance"] for s, run in ours.items()}
+            steps = next((run["steps"] for run in ours.values()), 0)
+            note = f"{about}, RMS distance of pictures, {steps} steps over {self.ours}"
+        write_claim(self.slug, self.key, found, note, machines(ours))
+
 
 CLAIMS = (
-    Rivals("deepcache", "distance-10-over-2", "unet", 50, "deepcache:interval=2",
+    Rivals("deepcache", "distance-10-over-2", "unet", "deepcache:interval=2",
            "deepcache:interval=10"),
-    Rivals("deepcache", "distance-fewer-steps-over-deepcache", "unet", 50, "deepcache"),
-    Rivals("delta-dit", "distance-fewer-steps-over-delta", "pixart", 20, "delta-dit"),
-    Rivals("taylorseer", "distance-reuse-over-forecast", "pixart", 50, "taylorseer",
-           "taylorseer:order=0"),
-    Rivals("taylorseer", "distance-fewer-steps-over-forecast", "pixart", 50, "taylorseer"),
-    Rivals("ras", "distance-without-resets-over-ras", "sd3", 30, "ras", "ras:resets=[]"),
-    Rivals("ras", "distance-fewer-steps-over-ras", "sd3", 30, "ras"),
+    Rivals("deepcache", "distance-fewer-steps-over-deepcache", "unet", "deepcache"),
+    Rivals("delta-dit", "distance-fewer-steps-over-delta", "pixart", "delta-dit"),
+    Rivals("ras", "distance-without-resets-over-ras", "sd3", "ras", "ras:resets=[]"),
+    Rivals("ras", "distance-fewer-steps-over-ras", "sd3", "ras"),
 )  # fmt: skip
 # A cache of the output against one of its change, for a third of the blocks at every place.
 THIRDS = [
@@ -94,7 +100,6 @@ class Bench:
 
     def __init__(self, family: str, steps: int, pictures: int) -> None:
         self.family, self.steps = family, steps
-        self.is_whole = steps not in STEPS[family][1:]
         self.guidance = GUIDANCE
         self.pipeline = load(folder_of(f"house:{family}"), device=DEVICE)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -206,11 +211,11 @@ def psnr(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def specs_of(bench: Bench) -> Iterator[str]:
     """The grid of the family's methods, and what claims need beside it."""
-    found = grid.settings(bench.family) if bench.is_whole else []
+    found = grid.settings(bench.family)
     for claim in CLAIMS:
-        if (claim.family, claim.steps) == (bench.family, bench.steps):
+        if claim.family == bench.family:
             found += [claim.ours, claim.rival]
-    if (bench.family, bench.steps) == ("pixart", 20):
+    if bench.family == "pixart":
         found += [spec for pair in thirds(bench) for spec in pair]
     specs = [spec for spec in dict.fromkeys(found) if spec]
     yield from (stack[0] for stack in grid.attachable(bench.pipeline, specs))
@@ -219,7 +224,7 @@ def specs_of(bench: Bench) -> Iterator[str]:
 def measured(bench: Bench, seeds: list[int], with_peers: bool) -> Done:
     """Every way with every seed."""
     done: Done = {}
-    specs = [*specs_of(bench), *(bench.working_peers() if with_peers and bench.is_whole else ())]
+    specs = [*specs_of(bench), *(bench.working_peers() if with_peers else ())]
     for seed in seeds:
         for spec in specs:
             done.setdefault(spec, {})[seed] = bench.figures(spec, seed)
@@ -308,18 +313,9 @@ def decide(bench: Bench, done: Done) -> None:
     """Write the claims that this model decides, as far as their ways are done."""
     about = f"house:{bench.family}, {bench.steps} steps, {len(bench.prompts)} pictures a seed"
     for claim in CLAIMS:
-        if (claim.family, claim.steps) != (bench.family, bench.steps):
-            continue
-        ours, rival = done.get(claim.ours, {}), done.get(claim.rival, {})
-        if claim.rival:
-            found = {s: rival[s]["distance"] / ours[s]["distance"] for s in ours if s in rival}
-            note = f"{about}, RMS distance of pictures, {claim.rival} over {claim.ours}"
-        else:
-            found = {s: run["distance of steps"] / run["distance"] for s, run in ours.items()}
-            steps = next((run["steps"] for run in ours.values()), 0)
-            note = f"{about}, RMS distance of pictures, {steps} steps over {claim.ours}"
-        write_claim(claim.slug, claim.key, found, note, machines(ours))
-    if (bench.family, bench.steps) != ("pixart", 20):
+        if claim.family == bench.family:
+            claim.write(done, about)
+    if bench.family != "pixart":
         return
     pairs = [(done.get(delta, {}), done.get(output, {})) for delta, output in thirds(bench)]
     seeds = set.intersection(*(set(runs) for pair in pairs for runs in pair))
@@ -352,28 +348,24 @@ def write_claim(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--steps", nargs="+", type=int, help="of those of the families")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--pictures", type=int, default=PICTURES, help="of a seed")
     parser.add_argument("--peers", action="store_true", help="caches of other libraries, too")
     parser.add_argument("--kept", action="store_true", help="measure nothing")
     options = parser.parse_args()
     for family in options.family:
-        for steps in STEPS[family]:
-            if options.steps and steps not in options.steps:
-                continue
-            bench = Bench(family, steps, options.pictures)
-            if options.kept:
-                done = kept(bench, options.seeds)
-            else:
-                done = measured(bench, options.seeds, options.peers)
-            if not done or not (options.kept or set(SEEDS) <= set(options.seeds)):
-                continue
-            rows = [row_of(spec, list(runs.values())) for spec, runs in done.items()]
-            name = f"{family}, {steps} steps, {options.pictures} pictures a seed"
-            figures = {f"{family}, {steps} steps: distance by cost": drawn(bench, rows)}
-            record.write("caching", (), {name: rows}, figures)
-            decide(bench, done)
+        bench = Bench(family, STEPS[family], options.pictures)
+        if options.kept:
+            done = kept(bench, options.seeds)
+        else:
+            done = measured(bench, options.seeds, options.peers)
+        if not done or not (options.kept or set(SEEDS) <= set(options.seeds)):
+            continue
+        rows = [row_of(spec, list(runs.values())) for spec, runs in done.items()]
+        name = f"{family}, {bench.steps} steps, {options.pictures} pictures a seed"
+        figures = {f"{family}, {bench.steps} steps: distance by cost": drawn(bench, rows)}
+        record.write("caching", (), {name: rows}, figures)
+        decide(bench, done)
 
 
 if __name__ == "__main__":

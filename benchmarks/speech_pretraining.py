@@ -1,6 +1,6 @@
 """Attentions of a Conformer compared as learners from recordings alone, by frozen probes.
 
-    python benchmarks/speech_pretraining.py                            # an hour and a half on one core
+    python benchmarks/speech_pretraining.py                            # ninety minutes on one core
     python benchmarks/speech_pretraining.py --only relative --seeds 0  # some, for several processes
     python benchmarks/speech_pretraining.py --kept                     # sum up what is done
     python benchmarks/speech_pretraining.py --parts steps lengths

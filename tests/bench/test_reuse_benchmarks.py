@@ -61,12 +61,23 @@ def test_pieces_are_summed_up_and_measured_once(of, tmp_path, monkeypatch):
     caching = of("caching")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(grid, "settings", lambda family: [SEER])
+    monkeypatch.setattr(caching, "CLAIMS", ())
     bench = caching.Bench("unet", 3, 1)
     done = caching.measured(bench, [1], with_peers=False)
     assert list(done) == [SEER] and list(done[SEER]) == [1]
     monkeypatch.setattr(bench, "painted", None)
     assert caching.measured(bench, [1], with_peers=False) == done
     assert caching.kept(bench, [0, 1, 2]) == done
+
+
+def test_a_claim_is_a_ratio_of_distances_by_seed(of, monkeypatch):
+    caching, written = of("caching"), []
+    monkeypatch.setattr(caching.record, "write", lambda slug, claims: written.extend(claims))
+    runs_of = {"ras": runs((0.1, 0.2), (0.2, 0.8)), "ras:resets=[]": runs((0.3, 0.5), (1, 1))}
+    done = {spec: dict(enumerate(made)) for spec, made in runs_of.items()}
+    for rival in ("", "ras:resets=[]"):
+        caching.Rivals("ras", "distance-fewer-steps-over-ras", "sd3", "ras", rival).write(done, "")
+    assert [claim.ours for claim in written] == pytest.approx([(2 + 4) / 2, (3 + 2.5) / 2])
 
 
 def test_which_steps_skip_is_as_the_papers_have_it(of):
