@@ -114,7 +114,11 @@ class TaylorSeer(RuntimeMethod):
 
     interval: int = Field(default=4, ge=1, description="N, steps from one full step to the next")
     warmup: int = Field(default=3, ge=1, description="W, full steps at the start of a run")
-    order: int = Field(default=1, ge=0, description="m, of the series")
+    order: int = Field(
+        default=1,
+        ge=0,
+        description="m, of the series; 0 is plain reuse, which bears guidance better",
+    )
     sites: Literal["module", "block", "output"] = Field(
         default="module",
         description="what is forecast: outputs of attentions and feed-forwards, what whole blocks "
