@@ -365,7 +365,11 @@ MEASURED = {
         "what surrounds them weighs more than at full size. *Nearer than these* compares the two "
         "distances seed by seed: *within the spread* is a mean difference no larger than its "
         "standard deviation over the seeds. The figures have one point for each way and one for "
-        "each number of steps.",
+        "each number of steps. Mind how strong the rival is here: small models of small pictures "
+        "change so smoothly along a run that fewer steps lose next to nothing, and a cache that is "
+        "farther from the whole run than they are may still differ from it by less than an eye can "
+        "see. And mind guidance, which is 4 in all rows and hits [forecasts]"
+        "(reuse.md#forecasts-under-guidance) most.",
     ),
     "cache-matrix": (
         "Caches on stock pipelines",
