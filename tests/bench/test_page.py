@@ -290,6 +290,7 @@ def test_points_lie_inside_of_both_sizes(log):
 def test_names_do_not_cover_each_other():
     points = [plots.Point(name, 1.0 + n / 50, 1.0) for n, name in enumerate(("one", "two"))]
     points.append(plots.Point("far", 9.0, 2.0))
+    points.append(plots.Point("", 5.0, 1.5))  # without one
     svg = plots.scatter_plot(points, Axis("x"), Axis("y"), "points").split("</svg>")[0]
     names = re.findall(r'class="name" x="([\d.]+)" y="([\d.]+)"', svg)
     assert len(names) == len(set(names)) == 3

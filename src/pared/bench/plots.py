@@ -227,6 +227,8 @@ def _labels(
     taken = [hint, *((x - 9, y - 9, x + 9, y + 9) for x, y in places)]
     parts = []
     for (x, y), point in zip(places, points, strict=True):
+        if not point.label:
+            continue
         width = len(point.label) * size.text * LETTER
         choices = [
             (x + 13, y + 4, "start"), (x - 13, y + 4, "end"),
