@@ -19,8 +19,9 @@ prompt: anything else computes anew. By default every second step reuses, which 
 far closer to the full run than HURRY and needs no search. On videos of Wan at full size self-
 attention's maps fit nowhere (26 GB a layer for 5 s of 480 lines), and `sites=cross` is what makes
 sense. Lumina-Next isn't served: its attentions hand on heads of their own layout, queries sharing
-keys. Not verified: quality and time at the paper's scale; kernels that never form the map may be
-faster than reuse.
+keys. A fused kernel never forms the map, and forming it can cost more than reuse saves: at full
+size on a CPU reuse pays on PixArt-Sigma, and on Stable Diffusion 1.5 and 3.5 it doesn't (*Reuse at
+full size* has the times). Not verified: quality and time at the paper's scale.
 """
 
 from contextlib import ExitStack
