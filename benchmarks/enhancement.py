@@ -8,7 +8,9 @@
 Attention to the whole enrolment, the mean of the encoded enrolment, an embedding of another
 encoder, and nothing at all are trained by one recipe from the same seeds on the same mixtures;
 attention once more in a model of half the size of the mean's. All are judged on voices that none
-has met. Writes results/streaming-pse.json.
+has met. The recipe's term that tells voices apart reaches encoders of enrolments alone, so neither
+nothing at all nor the embedding, whose encoder learns by a task of its own from voices that aren't
+raised or lowered. Writes results/streaming-pse.json.
 
 Every arm and seed is trained in a folder of its own under runs/enhancement. A training that was
 stopped goes on where it was, and a finished one is never repeated: with other measures, another
@@ -222,7 +224,7 @@ def claims_of(done: Done, budget: str) -> list[Any]:
         )
         note = f"{sizes} parameters; {where}"
         if "static_vector" in arms:
-            note += "; the encoder of the embedding isn't counted"
+            note += "; the encoder of the embedding isn't counted, and learns by a task of its own"
         found.append(seeded.claim(SLUG, key, gaps, seeds, note, ours[seeds[0]]["machine"]))
     if cross := done.get("cross"):
         seeds = sorted(cross)
