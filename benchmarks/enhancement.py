@@ -236,13 +236,11 @@ def claims_of(done: Done, budget: str) -> list[Any]:
 def learn(options: argparse.Namespace) -> None:
     """Train the arms, judge them, and write what came out."""
     bench, done = Bench(options), {arm: {} for arm in ARMS}
-    for seed in options.seeds:
-        for arm in options.only or ARMS:
-            skipped = options.kept and not bench.finished(arm, seed)
-            if skipped or (seed != options.seeds[0] and arm not in DECISIVE):
-                continue
-            done[arm][seed] = bench.done(arm, seed)
-            print(arm, seed, done[arm][seed], flush=True)
+    for seed, arm in seeded.pairs(options.seeds, options.only or ARMS, DECISIVE):
+        if options.kept and not bench.finished(arm, seed):
+            continue
+        done[arm][seed] = bench.done(arm, seed)
+        print(arm, seed, done[arm][seed], flush=True)
     if options.only:
         return
     training = bench.plan.stages[-1].training

@@ -19,7 +19,7 @@ from caching import PICTURES, Bench, distance
 from pared.caching import ras
 from pared.caching.regional import Regions
 
-STEPS, SPEC = 30, "ras"
+STEPS, SPEC = caching.STEPS["sd3"], "ras"
 
 
 class AmongActive(Regions):

@@ -1,7 +1,8 @@
-"""What runs of one recipe from several seeds share: the recipe of each, and a claim of all."""
+"""What runs from several seeds share: which there are, the recipe of each, and a claim of all."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import record
@@ -31,3 +32,12 @@ def claim(
     """A claim from its value by each seed: their mean, and their spread where there are several."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     return record.claim(slug, key, statistics.mean(values), spread, seeds, note, machine)
+
+
+def pairs(
+    seeds: Sequence[int], arms: Iterable[str], decisive: Container[str]
+) -> Iterator[tuple[int, str]]:
+    """Every seed with every arm that claims hang on; the first seed with the others, too."""
+    for seed, arm in product(seeds, list(arms)):
+        if seed == seeds[0] or arm in decisive:
+            yield seed, arm

@@ -130,13 +130,11 @@ def probes(options: argparse.Namespace) -> None:
     """Pre-train every arm from every seed and probe it; write, unless only some were asked for."""
     bench = Bench(options)
     found: dict[str, dict[int, Figures]] = {}
-    for seed in options.seeds:
-        for row in options.only or ROWS:
-            skipped = options.kept and not bench.path(row, seed).exists()
-            if skipped or (seed != options.seeds[0] and row not in DECISIVE):
-                continue
-            found.setdefault(row, {})[seed] = bench.done(row, seed)
-            print(row, seed, json.dumps(found[row][seed]), flush=True)
+    for seed, row in seeded.pairs(options.seeds, options.only or ROWS, DECISIVE):
+        if options.kept and not bench.path(row, seed).exists():
+            continue
+        found.setdefault(row, {})[seed] = bench.done(row, seed)
+        print(row, seed, json.dumps(found[row][seed]), flush=True)
     if not options.only:
         rows = [row_of(ROWS[row], list(runs.values())) for row, runs in found.items()]
         tables = {"frozen probes": rows, "conditions": conditions(options)}
