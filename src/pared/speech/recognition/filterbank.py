@@ -34,7 +34,8 @@ def start_as_filterbank(model: nn.Module, rate: int) -> bool:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv1d)), None)
     if first is None or first.in_channels > 1 or first.kernel_size[0] < SHORTEST * rate:
         return False
-    with torch.no_grad():
+    # Wherever models are made just now, such as on the meta device.
+    with torch.no_grad(), torch.device("cpu"):
         first.weight.copy_(filters(first.out_channels, first.kernel_size[0], rate)[:, None])
     return True
 
