@@ -8,7 +8,8 @@
 Attention to the whole enrolment, the mean of the encoded enrolment, an embedding of another
 encoder, and nothing at all are trained by one recipe from the same seeds on the same mixtures;
 attention once more in a model of half the size of the mean's. All are judged on voices that none
-has met. The recipe's term that tells voices apart reaches encoders of enrolments alone, so neither
+has met; attention to the whole enrolment also where the encoded enrolment is averaged to one frame
+after the training, which tells what its weights make of having more than a mean. The recipe's term that tells voices apart reaches encoders of enrolments alone, so neither
 nothing at all nor the embedding, whose encoder learns by a task of its own from voices that aren't
 raised or lowered. Writes results/streaming-pse.json.
 
@@ -35,12 +36,12 @@ import seeded
 import torch
 import voiceprint
 from enhancement_marks import Figures, Judge
-from enhancement_sets import kept
 from torch import Tensor
 
 from pared import recipe
 from pared.speech.streaming_pse.method import StreamingPSE
-from pared.speech.streaming_pse.model import StreamingPSEModel
+from pared.speech.streaming_pse.layers import Enrolment
+from pared.speech.streaming_pse.model import StreamingPSEModel, mean_of
 from pared.speech.streaming_pse.training import data_of, taught
 from pared.training import checkpoints
 
@@ -48,6 +49,7 @@ SLUG = "streaming-pse"
 RECIPE = record.ROOT / "recipes" / SLUG / "voices.toml"
 RECOGNISER = "house:conformer"
 HALF = "cross, half the size"
+AVERAGED = "cross, enrolment averaged"
 # What sets an arm apart from the recipe's model.
 ARMS: dict[str, dict[str, Any]] = {
     "none": {"conditioning": "none"},
@@ -55,9 +57,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "static_vector": {"conditioning": "static_vector", "vector_width": voiceprint.WIDTH},
     "cross": {"conditioning": "cross"},
     HALF: {"conditioning": "cross"},
+    AVERAGED: {"conditioning": "cross"},
 }
+# Arms that are judged with the weights of another.
+WEIGHTS = {AVERAGED: "cross"}
 # What the claims hang on runs with every seed, the rest with one.
-DECISIVE = ("static_mean", "static_vector", "cross", HALF)
+DECISIVE = ("static_mean", "static_vector", "cross", HALF, AVERAGED)
 # Whose improvement is claimed to be greater than whose.
 DIFFERENCES = {
     "cross-over-static": ("cross", "static_mean"),
@@ -127,7 +132,7 @@ class Bench:
             exclude={"stages": {"__all__": {"training": FREE}}},
         )
         told["voiceprint"] = self.voiceprint_told if arm == "static_vector" else None
-        name = arm.replace(", ", "-").replace(" ", "-")
+        name = WEIGHTS.get(arm, arm).replace(", ", "-").replace(" ", "-")
         return self.options.folder / f"{name}-{seed}-{digest(told)}"
 
     def finished(self, arm: str, seed: int) -> bool:
@@ -151,18 +156,26 @@ class Bench:
                 machine.write_text(record.describe_machine(training_device()))
         return model.cpu().eval()
 
+    def told(self, arm: str, model: StreamingPSEModel, enrolment: Tensor) -> Enrolment:
+        """What the noisy side is told of an enrolment (samples,)."""
+        if arm == "static_vector":
+            return model.encode(self.voiceprint(enrolment[None]))
+        if arm == AVERAGED:
+            return model.cached(mean_of(*model.encoded(enrolment[None]))[:, None])
+        return model.encode(enrolment[None])
+
     def done(self, arm: str, seed: int) -> Figures:
         """The figures of an arm; kept once they are there."""
         folder = self.folder(arm, seed)
-        path = folder / f"marks-{self.judge.digest}.json"
+        kind = "marks-averaged" if arm == AVERAGED else "marks"
+        path = folder / f"{kind}-{self.judge.digest}.json"
         if path.exists():
             return json.loads(path.read_text())
         model = self.trained(arm, seed)
 
+        @torch.no_grad()
         def enhance(noisy: Tensor, enrolment: Tensor) -> Tensor:
-            if arm == "static_vector":
-                enrolment = self.voiceprint(enrolment[None])[0]
-            return kept(model, noisy, enrolment)
+            return model.enhance(noisy[None], self.told(arm, model, enrolment))[0]
 
         figures = {"parameters": model.num_parameters()} | self.judge.marks(enhance)
         figures["machine"] = (folder / "machine.txt").read_text()

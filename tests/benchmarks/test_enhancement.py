@@ -14,6 +14,7 @@ from tests.speech import recognisers
 
 soundfile = pytest.importorskip("soundfile")
 
+AVERAGED = "cross, enrolment averaged"
 TOY = [
     "model.config.width=16",
     "model.config.layers=1",
@@ -65,7 +66,10 @@ def test_what_is_trained_is_only_judged_anew(bench, tmp_path, monkeypatch, capsy
     assert [row.get("SI-SDRi, dB") for row in again] == [row.get("SI-SDRi, dB") for row in rows]
     folders = [path for path in (tmp_path / "runs").iterdir() if path.name[0] != "v"]
     assert len(folders) == 5
-    assert all(len(list(folder.glob("marks-*.json"))) == 2 for folder in folders)
+    for folder in folders:
+        # Attention is judged once more, its enrolment averaged.
+        kinds = 2 if folder.name.startswith("cross-0") else 1
+        assert len(list(folder.glob("marks-*.json"))) == 2 * kinds
     # Nothing is heard anew either where nothing else is asked.
     monkeypatch.setattr(StreamingPSE, "build", None)
     monkeypatch.setattr(bench.module, "half_width", lambda _: 8)
@@ -85,6 +89,21 @@ def test_only_some_arms_and_what_is_not_installed(bench, tmp_path, monkeypatch, 
     (path,) = (tmp_path / "runs").glob("none-3-*/marks-*.json")
     figures = json.loads(path.read_text())
     assert "PESQ" not in figures and figures["flips"] == 0
+
+
+def test_an_averaged_enrolment_is_one_frame(bench):
+    torch.manual_seed(0)
+    model = StreamingPSE(width=16, heads=2, layers=1, left_context=5).build()
+    noisy, enrolment = torch.randn(1, 4000), torch.randn(8000)
+    told = [bench.module.Bench.told(None, arm, model, enrolment) for arm in ("cross", AVERAGED)]
+    whole, frame = (each["key"].shape[-2] for each in told)
+    assert (whole > 20, frame) == (True, 1)
+    first, second = (model.enhance(noisy, each) for each in told)
+    assert not torch.allclose(first, second)
+    # Where all frames of an enrolment say the same, nothing is lost.
+    alike = model.cached(torch.randn(1, 1, 16).expand(1, 7, 16))
+    one = {name: tensor[..., :1, :] for name, tensor in alike.items()}
+    torch.testing.assert_close(model.enhance(noisy, alike), model.enhance(noisy, one))
 
 
 def test_different_marks_make_no_row(bench):
