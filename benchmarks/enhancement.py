@@ -8,10 +8,11 @@
 Attention to the whole enrolment, the mean of the encoded enrolment, an embedding of another
 encoder, and nothing at all are trained by one recipe from the same seeds on the same mixtures;
 attention once more in a model of half the size of the mean's. All are judged on voices that none
-has met; attention to the whole enrolment also where the encoded enrolment is averaged to one frame
-after the training, which tells what its weights make of having more than a mean. The recipe's term that tells voices apart reaches encoders of enrolments alone, so neither
-nothing at all nor the embedding, whose encoder learns by a task of its own from voices that aren't
-raised or lowered. Writes results/streaming-pse.json.
+has met. Attention is judged once more with the encoded enrolment averaged to one frame after the
+training, which tells what its weights make of having more than a mean. The recipe's term that tells
+voices apart reaches encoders of enrolments alone, so neither nothing at all nor the embedding,
+whose encoder learns by a task of its own from voices that aren't raised or lowered. Writes
+results/streaming-pse.json.
 
 Every arm and seed is trained in a folder of its own under runs/enhancement. A training that was
 stopped goes on where it was, and a finished one is never repeated: with other measures, another
@@ -39,8 +40,8 @@ from enhancement_marks import Figures, Judge
 from torch import Tensor
 
 from pared import recipe
-from pared.speech.streaming_pse.method import StreamingPSE
 from pared.speech.streaming_pse.layers import Enrolment
+from pared.speech.streaming_pse.method import StreamingPSE
 from pared.speech.streaming_pse.model import StreamingPSEModel, mean_of
 from pared.speech.streaming_pse.training import data_of, taught
 from pared.training import checkpoints
