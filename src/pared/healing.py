@@ -31,12 +31,14 @@ def heal(
 
     Args:
         student: a converted model (or a pipeline that holds one).
-        teacher: the model before conversion (or its pipeline); put in eval mode, never trained.
+        teacher: the model before conversion, or its pipeline, whose scheduler says what it was
+            trained to predict; put in eval mode, never trained.
         data: latents with conditions, see `pared.worlds.datasets.LatentData`.
         folder: takes checkpoints and the log; a run that was stopped goes on from there.
         settings: training settings; by default 1,000 steps of AdamW at 1e-4 in which only what
             the methods name as `trainable` trains, mostly what they replaced.
-        task: what the denoiser predicts; by default flow. Use `task_of(pipeline)` for a pipeline.
+        task: what the denoiser predicts, and from which noise; by default what the teacher's
+            pipeline says, of a bare denoiser flow.
         on_step: called after each step with its number and mean loss terms.
         changes: single settings to change, e.g. `steps=200, batch_size=16`.
 
@@ -46,6 +48,8 @@ def heal(
     Raises:
         InputError: the student carries no conversion, or teacher and student differ in kind.
     """
+    if task is None:
+        task = task_of(teacher) if hasattr(teacher, "scheduler") else Denoising()
     student, teacher = denoiser(student), denoiser(teacher)
     if not (stack := stack_of(student)):
         raise InputError(
@@ -54,7 +58,6 @@ def heal(
         )
     if not (healed := [m for m in stack if m.info.training]):
         raise InputError(f"{stack[0].info.slug} changes no outputs and needs no healing.")
-    task = task or Denoising()
     own = [objective for m in healed if (objective := m.healing(task)) is not task]
     objective = own[-1] if own else task
     objective.bind(student, teacher, data)
@@ -67,17 +70,28 @@ def heal(
 
 
 def task_of(pipeline: Any, **settings: Any) -> Denoising:
-    """The prediction that a pipeline's scheduler expects of its denoiser.
+    """The prediction that a pipeline's scheduler expects of its denoiser, on its noise schedule.
 
     Args:
-        pipeline: its scheduler's configuration decides; schedulers of flows have no entry for it.
+        pipeline: its scheduler decides; schedulers of flows have no entry for the prediction.
         settings: further ones of `Denoising`, e.g. `time_sampling="logit_normal"`.
+
+    Raises:
+        InputError: a prediction or a schedule that pared doesn't train for.
     """
-    kind = getattr(pipeline.scheduler.config, "prediction_type", "flow_prediction")
+    scheduler = pipeline.scheduler
+    kind = getattr(scheduler.config, "prediction_type", "flow_prediction")
     known = {"epsilon": "noise", "v_prediction": "v", "flow_prediction": "flow"}
     if kind not in known:
         raise InputError(f"the scheduler predicts {kind!r}; pared heals {', '.join(known)}.")
-    return Denoising(known[kind], **settings)
+    if kind == "flow_prediction":
+        return Denoising("flow", **settings)
+    if (alpha_bars := getattr(scheduler, "alphas_cumprod", None)) is None:
+        raise InputError(
+            f"{type(scheduler).__name__} has no alphas_cumprod, the schedule of noise that its "
+            f"denoiser was trained on; give the pipeline one that has, e.g. DDIMScheduler."
+        )
+    return Denoising(known[kind], **{"alpha_bars": alpha_bars} | settings)
 
 
 def student_of(teacher: nn.Module) -> nn.Module:

@@ -65,19 +65,22 @@ class Denoising(nn.Module):
         prediction: what the model outputs.
         time_sampling: "uniform", or "logit_normal" with location 0 and scale 1 (flow only; Esser et
             al. 2024).
-        betas: first and last beta of the scaled-linear schedule with 1000 steps (noise and v).
+        alpha_bars: squared signal at each timestep, a scheduler's `alphas_cumprod` (noise and v);
+            by default Stable Diffusion's.
     """
 
     def __init__(
         self,
         prediction: Prediction = "flow",
         time_sampling: Literal["uniform", "logit_normal"] = "uniform",
-        betas: tuple[float, float] = (0.00085, 0.012),
+        alpha_bars: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.prediction, self.time_sampling = prediction, time_sampling
-        schedule = torch.linspace(betas[0] ** 0.5, betas[1] ** 0.5, 1000, dtype=torch.float64) ** 2
-        self.register_buffer("alpha_bars", (1 - schedule).cumprod(0).float(), persistent=False)
+        if alpha_bars is None:
+            betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+            alpha_bars = (1 - betas).cumprod(0)
+        self.register_buffer("alpha_bars", alpha_bars.float(), persistent=False)
 
     def bind(self, student: nn.Module, teacher: nn.Module, data: Any = None) -> "Denoising":
         """Healing's way in. The data alone teach; of the teacher nothing is asked."""
@@ -111,8 +114,8 @@ class Denoising(nn.Module):
             s = s.to(x0)
             latents, target = flow_path(x0, noise, s)
             return Noised(latents, 1000 * s, target)
-        t = torch.randint(1000, (len(x0),), generator=generator).to(x0.device)
         bars = self.alpha_bars if alpha_bars is None else alpha_bars
+        t = torch.randint(len(bars), (len(x0),), generator=generator).to(x0.device)
         alpha_bar = bars.to(x0.device)[t]
         latents, target = variance_preserving_path(x0, noise, alpha_bar, self.prediction)
         return Noised(latents, t, target)

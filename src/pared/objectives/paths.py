@@ -69,7 +69,9 @@ class Path:
 
     def time(self, timestep: Tensor) -> Tensor:
         """The t at which the denoiser is told `timestep`, (batch,), in float32."""
-        return (timestep.float() + (self.alpha_bars is not None)) / 1000
+        if self.alpha_bars is None:
+            return timestep.float() / 1000
+        return (timestep.float() + 1) / (len(self.alpha_bars) - 1)
 
     def _index(self, t: Tensor) -> Tensor:
         """The nearest place in the grid."""
