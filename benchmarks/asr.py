@@ -29,6 +29,7 @@ from pared import recipe
 from pared.bench.timing import Timings, interleave, peak_memory
 from pared.bench.words import WordErrors
 from pared.objectives.ctc import CTC
+from pared.speech.encoders import extractor_of
 from pared.speech.hearing import leave_out_padding
 from pared.speech.recognition import Recogniser, training
 from pared.training.loop import freeze_all_but
@@ -63,7 +64,7 @@ def built(table: recipe.ModelTable) -> Any:
 def fresh(options: argparse.Namespace, arm: str) -> Recogniser:
     """A recogniser of the recipe with random weights."""
     plan = planned(options, arm, 0)
-    extractor = training.extractor_of(plan.data.extractor)
+    extractor = extractor_of(plan.data.extractor)
     return training.started(plan.model, built, extractor, Characters())
 
 
@@ -82,8 +83,9 @@ def errors(options: argparse.Namespace) -> None:
     found: dict[str, list[dict[str, WordErrors]]] = {arm: [] for arm in ARMS}
     for seed in options.seeds:
         for arm in options.only or ARMS:
-            plan, folder = planned(options, arm, seed), options.folder / f"{arm}-{seed}"
+            plan = planned(options, arm, seed)
             recipe.check(plan)
+            folder = options.folder / f"{arm}-{seed}-{seeded.digest(seeded.told(plan))}"
             recogniser = training.run(plan, folder, built)
             if recogniser is None:
                 raise SystemExit("stopped; the same command goes on")

@@ -21,7 +21,6 @@ recogniser or other sounds it's only judged anew.
 
 import argparse
 import fcntl
-import hashlib
 import json
 import statistics
 from collections.abc import Iterator, Sequence
@@ -70,8 +69,6 @@ DIFFERENCES = {
     "half-size-over-static": (HALF, "static_mean"),
     "half-size-over-vector": (HALF, "static_vector"),
 }
-# Settings of a training that its weights don't depend on.
-FREE = {"checkpoint_every", "log_every", "trackers"}
 
 # Figures by arm and seed.
 Done = dict[str, dict[int, Figures]]
@@ -109,7 +106,7 @@ class Bench:
     @cached_property
     def voiceprint(self) -> voiceprint.VoicePrint:
         """The other encoder, of the arm static_vector."""
-        folder = self.options.folder / f"voiceprint-{digest(self.voiceprint_told)}"
+        folder = self.options.folder / f"voiceprint-{seeded.digest(self.voiceprint_told)}"
         with locked(folder):
             return voiceprint.learnt(self.data, folder, self.options.print_steps)
 
@@ -127,14 +124,10 @@ class Bench:
 
     def folder(self, arm: str, seed: int) -> Path:
         """Where an arm is trained: one folder for all that decides its weights, no more."""
-        told = self.planned(arm, seed).model_dump(
-            mode="json",
-            include={"model", "data", "objective", "stages"},
-            exclude={"stages": {"__all__": {"training": FREE}}},
-        )
+        told = seeded.told(self.planned(arm, seed))
         told["voiceprint"] = self.voiceprint_told if arm == "static_vector" else None
         name = WEIGHTS.get(arm, arm).replace(", ", "-").replace(" ", "-")
-        return self.options.folder / f"{name}-{seed}-{digest(told)}"
+        return self.options.folder / f"{name}-{seed}-{seeded.digest(told)}"
 
     def finished(self, arm: str, seed: int) -> bool:
         """Whether an arm is trained."""
@@ -184,11 +177,6 @@ class Bench:
         partial.write_text(json.dumps(figures))
         partial.replace(path)
         return figures
-
-
-def digest(told: Any) -> str:
-    """A short text that changes with what is told."""
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """What runs from several seeds share: which there are, the recipe of each, and a claim of all."""
 
+import hashlib
+import json
 import statistics
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import product
@@ -10,6 +12,9 @@ import record
 from pared import results
 from pared.recipe import Recipe
 
+# Settings of a training that its weights don't depend on.
+FREE = {"checkpoint_every", "log_every", "trackers"}
+
 
 def planned(plan: Recipe, seed: int, **model: Any) -> Recipe:
     """The recipe from another seed, with other entries of its table of the model."""
@@ -19,6 +24,20 @@ def planned(plan: Recipe, seed: int, **model: Any) -> Recipe:
     )
     table = plan.model.model_copy(update={"seed": seed, **model})
     return plan.model_copy(update={"model": table, "stages": stages})
+
+
+def told(plan: Recipe) -> dict[str, Any]:
+    """Of a recipe, all that decides what is trained, and nothing else."""
+    return plan.model_dump(
+        mode="json",
+        include={"model", "data", "objective", "stages"},
+        exclude={"stages": {"__all__": {"training": FREE}}},
+    )
+
+
+def digest(told: Any) -> str:
+    """A short text that changes with what is told."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def claim(

@@ -17,7 +17,6 @@ results/summarymixing-ssl.json; what is done is kept under runs/ssl.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
@@ -36,7 +35,7 @@ from speech_pretraining_probes import TASKS, Reader, probed
 from pared import recipe
 from pared.objectives.wav2vec2 import Wav2Vec2Pretraining
 from pared.speech import pretraining, probing
-from pared.speech.recognition.training import extractor_of
+from pared.speech.encoders import extractor_of
 from pared.training import generator_for
 from pared.worlds.speech import grammar
 from pared.worlds.speech.sources import kinds_of, utterances
@@ -65,15 +64,17 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        plan = planned(options, BASE, 0)
-        told = json.dumps([plan.model_dump(mode="json"), options.utterances, repr(TASKS)])
-        digest = hashlib.sha256(told.encode()).hexdigest()[:8]
-        self.folder = options.folder / f"{plan.name}-{digest}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        options.folder.mkdir(parents=True, exist_ok=True)
+
+    def trained(self, row: str, seed: int) -> Path:
+        """Where a row is pre-trained: one folder for all that decides its weights, no more."""
+        told = seeded.told(planned(self.options, row if row in ARMS else OURS, seed))
+        return self.options.folder / f"{row}-{seed}-{seeded.digest(told)}"
 
     def path(self, row: str, seed: int) -> Path:
-        """Where the figures of a row are kept."""
-        return self.folder / f"{row}-{seed}.json"
+        """Where the figures of a row are kept: beside its weights, named by the probes."""
+        asked = seeded.digest([self.options.utterances, repr(TASKS)])
+        return self.trained(row, seed).with_suffix(f".{asked}.json")
 
     def done(self, row: str, seed: int) -> Figures:
         """The figures of a row; kept once they are there."""
@@ -93,7 +94,7 @@ class Bench:
             return probed(self.reader(fresh(self.options, OURS, seed)), self.options, seed)
         plan = planned(self.options, row, seed)
         recipe.check(plan)
-        model = pretraining.run(plan, self.path(row, seed).with_suffix(""), built)
+        model = pretraining.run(plan, self.trained(row, seed), built)
         if model is None:
             raise SystemExit(130)
         told = told_apart(model.cpu(), plan, self.options.utterances[1])

@@ -10,8 +10,8 @@ from speech_pretraining_arms import ARMS, BASE, OURS, RECIPES, SLUG, fresh, plan
 from pared import recipe
 from pared.bench.timing import interleave, peak_memory
 from pared.objectives.wav2vec2 import Wav2Vec2Pretraining
-from pared.speech.pretraining import inputs_of, started
-from pared.speech.recognition.training import extractor_of
+from pared.speech.encoders import extractor_of, inputs_of
+from pared.speech.pretraining import started
 
 
 class Step:
@@ -24,7 +24,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.model.parameters())
         extractor = extractor_of(planned(options, arm, 0).data.extractor)
         sounds = [0.1 * torch.randn(round(seconds * 16_000)) for _ in range(batch)]
-        self.batch = inputs_of(extractor, sounds)
+        self.batch = inputs_of(extractor, sounds, "input_values")
 
     def __call__(self) -> None:
         terms = self.objective(self.model, self.batch, torch.Generator().manual_seed(0))

@@ -74,6 +74,12 @@ def test_it_runs_through_and_trains_nothing_again(bench, tmp_path, forbid_traini
     ]  # fmt: skip
 
 
+def test_another_recipe_is_another_training(bench, tmp_path):
+    for options in ([], ["--set", "model.config.hidden_dropout=0.2"], []):
+        bench("--only", "relative", *options)
+    assert len(list((tmp_path / "runs").glob("relative-0-*"))) == 2
+
+
 def test_arms_differ_in_their_attention_alone(bench):
     asr, toy = bench.module, bench.toy
     toy.set.append("model.config.attention_dropout=0.25")

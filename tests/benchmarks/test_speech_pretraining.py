@@ -156,9 +156,19 @@ def test_intents_and_voices_are_asked_by_name(of):
 
 
 def test_what_was_asked_for_otherwise_is_not_taken_for_done(bench, tmp_path):
-    """Another number of steps or utterances is another folder."""
-    bench("--only", "log-mel")
-    bench("--only", "log-mel", "--utterances", "5", "2", "3")
-    bench("--only", "log-mel", "--set", "stages.0.training.steps=3")
-    files = list((tmp_path / "runs").glob("*/log-mel-0.json"))
+    """Weights are kept by what decides them, figures by what was asked of the probes, too."""
+    more = ["--utterances", "5", "2", "3"]
+    other = ["--set", "stages.0.training.steps=3"]
+    runs = tmp_path / "runs"
+    for options in ([], more, other):
+        bench("--only", "log-mel", *options)
+    files = list(runs.glob("log-mel-0-*.json"))
     assert len(files) == 3 and all(json.loads(file.read_text()) for file in files)
+    options = ["--only", "summarymixing-asr"]
+    bench(*options)
+    (folder,) = (path for path in runs.glob("summarymixing-asr-0-*") if path.is_dir())
+    bench(*options, *more)
+    assert len(list(runs.glob(f"{folder.name}.*.json"))) == 2
+    assert [path for path in runs.iterdir() if path.is_dir()] == [folder]
+    bench(*options, *other)
+    assert len([path for path in runs.iterdir() if path.is_dir()]) == 2

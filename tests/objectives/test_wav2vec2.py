@@ -17,8 +17,8 @@ from pared.objectives import wav2vec2_checks
 from pared.objectives.wav2vec2 import Wav2Vec2Pretraining, contrastive_logits, negatives, span_mask
 from pared.objectives.wav2vec2_checks import seeded, sounds, toy
 from pared.speech import probing
+from pared.speech.encoders import extractor_of
 from pared.speech.pretraining import PretrainingData
-from pared.speech.recognition.training import extractor_of
 from pared.worlds import speech
 from pared.worlds.speech.characters import Characters
 

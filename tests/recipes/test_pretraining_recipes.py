@@ -9,8 +9,8 @@ import pared
 from pared import recipe
 from pared.errors import InputError
 from pared.objectives.wav2vec2 import Wav2Vec2Pretraining
+from pared.speech.encoders import extractor_of
 from pared.speech.pretraining import PretrainingData
-from pared.speech.recognition.training import extractor_of
 from pared.worlds.speech.sources import kinds_of
 from tests.recipes.test_recognition_recipes import RECIPES, corpus, interruption
 from tests.worlds.tones import Tones

@@ -187,7 +187,8 @@ def test_all_parts_of_a_corpus(corpus):
 
 
 def test_the_house_recogniser_is_small_enough_to_ship():
-    from pared.speech.recognition.training import extractor_of, started
+    from pared.speech.encoders import extractor_of
+    from pared.speech.recognition.training import started
     from pared.worlds.speech.characters import Characters
 
     for name in ("conformer", "conformer-long"):
@@ -200,7 +201,8 @@ def test_the_house_recogniser_is_small_enough_to_ship():
 
 
 def test_what_attentions_are_compared_by_is_sentences_and_small():
-    from pared.speech.recognition.training import extractor_of, started
+    from pared.speech.encoders import extractor_of
+    from pared.speech.recognition.training import started
     from pared.worlds.speech.characters import Characters
 
     plan = recipe.read(RECIPES / "recognition" / "sentences.toml")
@@ -215,7 +217,7 @@ def test_what_attentions_are_compared_by_is_sentences_and_small():
 
 
 def test_the_sound_itself_gets_no_gradients_and_weights_the_same():
-    from pared.speech.recognition.training import spare_the_sound
+    from pared.speech.encoders import spare_the_sound
 
     sound = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0))
     front = recognisers.conformer().model.wav2vec2_conformer.feature_extractor.train()

@@ -21,7 +21,8 @@ from pared.speech.hearing import (
     leave_out_padding,
     set_chunks,
 )
-from pared.speech.summary_mixing_checks import converted, encoded, frames
+from pared.speech.summary_mixing_checks import converted
+from pared.speech.toys import encoded, frames
 
 
 def convolution(hearing: Hearing, kernel: int = 5) -> tuple[nn.Conv1d, FrameConvolution]:
@@ -90,6 +91,15 @@ def test_streaming_draws_chunks_in_training_alone(slug):
     assert None in seen and len(seen) > 3
     encoded(model.eval(), x)
     assert hearing.chunk is None
+    # Chunks that were set are for all calls that draw none.
+    set_chunks(model, 5, 1)
+    seen = set()
+    for _ in range(30):
+        encoded(model.train(), x)
+        seen.add(hearing.chunk)
+    assert None in seen and 5 not in seen
+    encoded(model.eval(), x)
+    assert (hearing.chunk, hearing.left) == (5, 1)
     plain = pared.convert(presets.build("toy:conformer", "cpu"), pared.parse(slug)).train()
     for _ in range(10):
         encoded(plain, x)
@@ -98,9 +108,10 @@ def test_streaming_draws_chunks_in_training_alone(slug):
 
 @pytest.mark.parametrize("left", [None, 0, 2])
 @pytest.mark.parametrize("slug", ["summarymixing-asr", "rope-asr"])
-def test_chunks_of_random_lengths_give_what_their_mask_gives(slug, left):
+@pytest.mark.parametrize("drawing", ["", ":streaming=true"])
+def test_chunks_of_random_lengths_give_what_their_mask_gives(slug, left, drawing):
     """Two streams at a time, whose chunks differ, against all frames at once."""
-    model = stirred(slug)
+    model = stirred(slug + drawing)
     x, wholes = frames(2, 24), []
     splits = [random_split(24, seed) for seed in (0, 1)]
     assert splits[0] != splits[1]

@@ -14,7 +14,8 @@ from pared.anatomy.speech import NoPositions
 from pared.speech import rope_checks
 from pared.speech.hearing import set_chunks
 from pared.speech.rope import RoPE
-from pared.speech.rope_checks import encoded, frames, layer_of, spread, toy
+from pared.speech.rope_checks import layer_of, spread
+from pared.speech.toys import encoded, frames, toy
 
 CHECKS = [f for name, f in inspect.getmembers(rope_checks) if name.startswith("check_")]
 

@@ -13,11 +13,13 @@ from pared import anatomy, recipe
 from pared.anatomy import presets
 from pared.bench.words import WordErrors, word_errors
 from pared.nn.rotary import rotary_of
+from pared.nn.summary_mixing import summary_mixing_reference
 from pared.speech import summary_mixing_checks
 from pared.speech.hearing import EncoderStream, hearing_of, set_chunks
 from pared.speech.recognition import transcribe
 from pared.speech.summary_mixing import Branchformer, FrameMixer, Sinusoids, SummaryMixing
-from pared.speech.summary_mixing_checks import converted, encoded, encoder_of, frames
+from pared.speech.summary_mixing_checks import converted
+from pared.speech.toys import encoded, encoder_of, frames
 from pared.worlds import speech
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -133,6 +135,32 @@ def test_lite_hears_its_chunk_and_those_before():
     assert heard == list(range(10, 20))
 
 
+@pytest.mark.parametrize("mode", ["full", "fast", "expdecay"])
+def test_a_window_is_the_mean_of_the_real_frames_within(mode):
+    model = converted(SummaryMixing(mode=mode, window=4))
+    layer = anatomy.of(model).sites("self_attention")[0].module
+    x = frames(1).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(layer(x)[0][0, 17].sum(), x)
+    heard = gradient[0].any(dim=-1).nonzero().flatten().tolist()
+    assert heard == list(range(13, 22))
+    x = frames(2)
+    time = torch.arange(x.shape[1])
+    layer.hearing.frames.valid = valid = time < torch.tensor([[30], [19]])
+    wanted = summary_mixing_reference(layer.mixer, x, valid, (time[:, None] - time).abs() <= 4)
+    with torch.no_grad():
+        found = layer(x)[0]
+    # Frames 23 and later of the second hear no real one.
+    torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[1, :19], wanted[1, :19], rtol=0, atol=1e-6)
+    set_chunks(model, 6, 0)
+    layer.hearing.frames.valid = None
+    both = ((time[:, None] - time).abs() <= 4) & (time[:, None] // 6 == time // 6)
+    with torch.no_grad():
+        found = layer(x)[0]
+    wanted = summary_mixing_reference(layer.mixer, x, visible=both)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
 # Costs --------------------------------------------------------------------------------------------
 
 
@@ -166,6 +194,8 @@ def test_a_layer_costs_twice_as_much_for_twice_the_frames(mode):
         ("hidden=12", "heads=8 doesn't divide the width 12"),
         ("mode=lite,branch=false", "needs a branch beside it; leave branch out"),
         ("mode=lite,local=8", "mode=lite has no local"),
+        ("mode=lite,window=8", "mode=lite has no window"),
+        ("window=8,streaming=true", "frames that a stream hasn't heard; leave window out"),
         ("mode=fast,heads=2", "mode=fast has no heads"),
         ("kernel=4", "kernel=4 must be odd"),
         ("gate=5", "gate=5 even"),
@@ -179,9 +209,13 @@ def test_bad_settings_say_what_is_right(spec, words):
         pared.convert(model, pared.parse(f"summarymixing-asr:{spec}"))
 
 
-def test_expdecay_can_not_stream():
-    model = converted(SummaryMixing(mode="expdecay"))
-    with pytest.raises(pared.InputError, match="can't stream"):
+@pytest.mark.parametrize(
+    "settings, words",
+    [({"mode": "expdecay"}, "can't stream"), ({"window": 3}, "window=3 reaches frames that a str")],
+)
+def test_what_reaches_ahead_can_not_stream(settings, words):
+    model = converted(SummaryMixing(**settings))
+    with pytest.raises(pared.InputError, match=words):
         EncoderStream(model)(frames())
 
 

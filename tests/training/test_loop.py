@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pared.errors import InputError
-from pared.training import train
+from pared.training import checkpoints, train
 from pared.training.checkpoints import latest
 from tests.signals import ctrl_c
 from tests.training.toys import Fit, Points, net, settings
@@ -186,6 +186,28 @@ def test_average_is_what_the_model_ends_with(tmp_path):
 def test_checkpoints_hold_no_pickle(tmp_path):
     train(net(), Fit(), Points(), settings(steps=8), tmp_path)
     assert {p.suffix for p in latest(tmp_path).iterdir()} == {".safetensors", ".json"}
+
+
+def test_the_scale_of_float16_is_kept(tmp_path):
+    """Accelerate's optimizers carry the scaler of the loss."""
+
+    def prepared(scale):
+        model = nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        optimizer.scaler.scale(model(torch.ones(1, 2)).sum()).backward()
+        optimizer.step()
+        return model, optimizer
+
+    model, optimizer = prepared(128.0)
+    written = checkpoints.write(tmp_path, 3, model, optimizer, None, {})
+    model, optimizer = prepared(4.0)
+    assert checkpoints.read(written, model, optimizer, None, {}) == 3
+    assert optimizer.scaler.get_scale() == 128
+    del optimizer.scaler
+    written = checkpoints.write(tmp_path, 4, model, optimizer, None, {})
+    assert "scaler" not in json.loads((written / "state.json").read_text())
+    assert checkpoints.read(written, model, optimizer, None, {}) == 4
 
 
 def test_gradient_checkpointing_changes_no_gradient(tmp_path):

@@ -138,7 +138,7 @@ def check_parameters() -> None:
         with torch.device("meta"):
             linear = LinearCompressedAttention(MMEDiT(r=r), 1536, anatomy.Grid(2))
         count = sum(p.numel() for p in linear.parameters())
-        assert count == wanted, f"r={r}: {count} extra parameters, the card of the paper {wanted}"
+        assert count == wanted, f"r={r}: {count} extra parameters, not {wanted}"
 
 
 def check_rotated_keys() -> None:

@@ -3,10 +3,11 @@
     L = -SI-SDR(x^, x) + |X^|^0.3 and X^0.3 errors + over-suppression
 
 SI-SDR (Le Roux et al. 2019, arXiv 1811.02508) leaves the level free; the errors of compressed
-spectra hold it. Where the target is silent SI-SDR has no meaning: there the energy of what is left
-counts. What is missing of the target costs once more than what is left of the others, since people
-mind lost words most. The terms and weights are those of the card of streaming-pse; that of
-over-suppression is known from the literature of personalised enhancement, from memory.
+spectra hold it. It is bounded smoothly at 30 dB, which is chosen here. Where the target is silent
+SI-SDR has no meaning: there the energy of what is left counts. What is missing of the target costs
+once more than what is left of the others, since people mind lost words most. No paper of streaming
+enhancement that could be had gives its loss: terms and weights are chosen here, that of
+over-suppression from memory of the literature of personalised enhancement.
 
 What an enrolment tells is learnt late from that alone: until voices are told apart it is of no use,
 and until it is of use nothing makes the encoder tell them apart. So a further term, chosen here and

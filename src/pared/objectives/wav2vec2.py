@@ -225,7 +225,8 @@ def span_mask(
     """Which frames are hidden: as many of every utterance, in spans that may overlap.
 
     int(probability T_min / span + U[0, 1) + 1) spans of each, T_min the shortest utterance's
-    frames, no two with the same start; single frames make up for what overlaps.
+    frames, but no more than fit into these; no two with the same start. Single frames make up for
+    what overlaps.
 
     Args:
         lengths: frames of each utterance, without padding, (batch,).

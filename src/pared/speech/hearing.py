@@ -40,7 +40,8 @@ class Hearing:
     Attributes:
         chunk: frames of a chunk, or of each chunk in turn; None: all frames hear all.
         left: chunks that a frame hears before its own; None: all.
-        draws: whether chunks are drawn anew at every call in training.
+        draws: whether chunks are drawn anew at every call in training, where `told` doesn't count.
+        told: chunk and left as they were set, for all other calls.
         kept: what the layers remember of the stream that is running, by path; None where none is.
         seen: frames of that stream before the call.
     """
@@ -50,12 +51,13 @@ class Hearing:
         self.chunk: int | tuple[int, ...] | None = None
         self.left: int | None = None
         self.draws = False
+        self.told: tuple[int | tuple[int, ...] | None, int | None] = (None, None)
         self.kept: dict[str, Any] | None = None
         self.seen = 0
 
     def __call__(self, module: nn.Module, args: tuple) -> None:
-        if self.draws:
-            self.chunk, self.left = drawn_chunks() if module.training else (None, None)
+        drawn = self.draws and module.training
+        self.chunk, self.left = drawn_chunks() if drawn else self.told
 
     @property
     def valid(self) -> Tensor | None:
@@ -106,6 +108,8 @@ def set_chunks(
 ) -> None:
     """Let the converted layers of an encoder hear in chunks, from the next call on.
 
+    One that was converted with `streaming` goes on drawing chunks where it trains.
+
     Args:
         model: converted by a method of this folder.
         chunk: frames of a chunk, or of each chunk in turn; None: all frames hear all.
@@ -127,8 +131,8 @@ def set_chunks(
             "it first, e.g. pared.convert(model, SummaryMixing())."
         )
     hearing = hearing_of(model)
-    hearing.chunk = lengths if isinstance(chunk, Sequence) else chunk
-    hearing.left = left
+    hearing.told = (lengths if isinstance(chunk, Sequence) else chunk, left)
+    hearing.chunk, hearing.left = hearing.told
 
 
 def drawn_chunks(generator: torch.Generator | None = None) -> tuple[int | None, int | None]:
@@ -217,7 +221,8 @@ def leave_out_padding(model: nn.Module, sites: Iterable[Site] | None = None) -> 
     """Let the convolutions of an encoder's blocks hear no padding.
 
     Conversions do it to the blocks that they convert. A stock model that they are compared with
-    needs it too: transformers' Conformer hands its convolutions no mask.
+    needs it too: transformers' Conformer hands its convolutions no mask. The batch norm behind them
+    stays transformers' own, which in training counts padded frames in its mean and variance.
 
     Args:
         model: a speech encoder, alone or under a head; changed in place.

@@ -7,21 +7,25 @@ makes its inputs. `pared.speech.probing` tells what its layers know.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pared import checkpoint
 from pared.errors import InputError
-from pared.method import convert, parse, stack_of
 from pared.objectives.ctc import frame_lengths
 from pared.objectives.wav2vec2 import Wav2Vec2Pretraining
+from pared.speech.encoders import (
+    Build,
+    check_reads,
+    convert_by,
+    extractor_of,
+    inputs_of,
+    save,
+)
 from pared.speech.recognition.filterbank import start_as_filterbank
-from pared.speech.recognition.training import extractor_of
 from pared.training import train
 from pared.worlds.draws import Draw
 from pared.worlds.readers.items import report
@@ -29,13 +33,9 @@ from pared.worlds.speech.audio import RATE
 from pared.worlds.speech.sources import check_counts, utterances
 
 if TYPE_CHECKING:
-    from pared.method import Conversion
     from pared.recipe import ModelTable, Recipe
     from pared.worlds.readers.speech import Corpus
     from pared.worlds.speech.world import Speech
-
-# Makes a model of random weights from a recipe's table.
-Build = Callable[["ModelTable"], Any]
 
 
 def check(recipe: Recipe, model_class: Any) -> None:
@@ -54,12 +54,7 @@ def check(recipe: Recipe, model_class: Any) -> None:
             f"{recipe.model.class_ or recipe.model.from_} can't be pre-trained; give a class such "
             "as transformers.Wav2Vec2ConformerForPreTraining."
         )
-    made = extractor_of(recipe.data.extractor).model_input_names
-    if (reads := model_class.main_input_name) not in made:
-        raise InputError(
-            f"{recipe.model.class_} reads {reads}, which {recipe.data.extractor} doesn't make; "
-            "name its own in data.extractor."
-        )
+    check_reads(recipe, model_class)
 
 
 def run(recipe: Recipe, folder: Path, build: Build) -> Any:
@@ -84,7 +79,7 @@ def run(recipe: Recipe, folder: Path, build: Build) -> Any:
         place = folder / f"stage-{number}"
         if not train(model, objective, data, stage.training, place).finished:
             return None
-    save(model, extractor, folder / "model")
+    save(model, folder / "model", extractor)
     return model
 
 
@@ -98,20 +93,8 @@ def started(table: ModelTable, build: Build, rate: int = RATE) -> Any:
     """
     model = build(table)
     start_as_filterbank(model, rate)
-    torch.manual_seed(table.seed)
-    methods = [cast("Conversion", parse(spec)) for spec in table.methods]
-    if methods:
-        convert(model, *methods)
+    convert_by(table, model)
     return model
-
-
-def save(model: Any, extractor: Any, folder: str | Path) -> None:
-    """Write an ordinary transformers folder; a converted model gets its `pared.json`."""
-    if stack_of(model):
-        checkpoint.save(model, folder)
-    else:
-        model.save_pretrained(folder)
-    extractor.save_pretrained(folder)
 
 
 @dataclass
@@ -146,7 +129,8 @@ class PretrainingData:
     @property
     def lengths(self) -> list[int]:
         """Samples of the utterances once cut."""
-        return [min(self.speech.lengths[index], self.most) for index in self.indices]
+        lengths = list(self.speech.lengths)
+        return [min(lengths[index], self.most) for index in self.indices]
 
     def leave_out_short(self, model: Any, least: int, source: str, on_bad: str) -> None:
         """Leave out what has fewer than `least` frames, in which no span can be hidden.
@@ -176,25 +160,8 @@ class PretrainingData:
             sound = self.speech.waveform(self.indices[index])
             start = draw.below(max(len(sound) - self.most, 0) + 1)
             sounds.append(sound[start : start + self.most])
-        return inputs_of(self.extractor, sounds)
+        return inputs_of(self.extractor, sounds, "input_values")
 
     def identity(self) -> str:
         told = self.speech.identity(), self.indices, self.seconds, self.extractor.to_json_string()
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-
-
-def inputs_of(extractor: Any, sounds: list[Tensor]) -> dict[str, Tensor]:
-    """What a model reads of sounds, float (samples,) each, with their lengths and padding mask."""
-    found = extractor(
-        [sound.numpy() for sound in sounds],
-        sampling_rate=extractor.sampling_rate,
-        padding=True,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
-    mask = found["attention_mask"].long()
-    return {
-        "input_values": found["input_values"],
-        "input_lengths": mask.sum(dim=-1),
-        "attention_mask": mask,
-    }

@@ -27,8 +27,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from pared import anatomy
 from pared.anatomy.speech import AudioEncoder
 from pared.objectives.ctc import ctc_loss
+from pared.speech.encoders import inputs_of
 from pared.speech.mel_front import LogMel
-from pared.speech.pretraining import inputs_of
 from pared.training import generator_for
 from pared.worlds.speech.characters import BLANK, Characters
 
@@ -75,7 +75,7 @@ def layers_of(model: nn.Module, extractor: Any, sounds: Sequence[Tensor]) -> lis
     found = []
     with _Layers(family) as layers:
         for sound in sounds:
-            reader(inputs_of(extractor, [sound])["input_values"].to(device))
+            reader(inputs_of(extractor, [sound], "input_values")["input_values"].to(device))
             found.append(torch.stack(layers.take(), dim=2)[0].float().cpu())
     return found
 
@@ -214,6 +214,7 @@ def fit(
         [{"params": rest, "lr": rate}, {"params": mix, "lr": layer_rate}], lr=rate
     )
     losses: list[float] = []
+    best = copy.deepcopy(probe.state_dict())
     for epoch in range(epochs):
         order = torch.randperm(len(train), generator=generator_for(seed, epoch))
         probe.train()

@@ -18,34 +18,12 @@ from pared.nn.layout import merge_heads
 from pared.nn.rotary import half_split, interleaved, rotary_of, rotate, rotate_reference
 from pared.speech.hearing import EncoderStream, set_chunks
 from pared.speech.rope import RoPE, RotaryAttention
-
-
-def toy(name: str = "toy:conformer", **config: Any) -> nn.Module:
-    """A toy recogniser in eval mode, its weights stirred: fresh attentions attend to all alike."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = presets.get(name).main.make(**config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        return model
+from pared.speech.toys import encoded, frames, toy
 
 
 def layer_of(model: nn.Module) -> Any:
     """The first self-attention of an encoder."""
     return anatomy.of(model).sites("self_attention")[0].module
-
-
-@torch.no_grad()
-def encoded(model: nn.Module, x: Tensor, valid: Tensor | None = None) -> Tensor:
-    """What the encoder makes of frames, (batch, frames, width)."""
-    encoder = model.get_submodule(anatomy.of(model).encoder)
-    return encoder(x.clone(), attention_mask=valid).last_hidden_state
-
-
-def frames(batch: int = 2, time: int = 30, width: int = 32) -> Tensor:
-    """Random frames."""
-    return torch.randn(batch, time, width, generator=torch.Generator().manual_seed(0))
 
 
 def spread(q: Tensor, k: Tensor) -> float:

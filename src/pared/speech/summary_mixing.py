@@ -100,6 +100,12 @@ class SummaryMixing(EncoderConversion):
         description="n, blocks of the block-diagonal linear maps; must divide all widths; None "
         "means 8, 1 in lite, and none in fast",
     )
+    window: int | None = Field(
+        default=None,
+        ge=0,
+        description="frames on either side that a frame's mean reaches; None means the whole "
+        "utterance; quadratic in time, not for streams",
+    )
     hidden: int | None = Field(
         default=None,
         ge=1,
@@ -143,7 +149,15 @@ class SummaryMixing(EncoderConversion):
                 "mode=lite gives all frames the same, which needs a branch beside it; leave branch "
                 "out, or use full"
             )
-        unused = {"lite": ("local", "layer_norm"), "fast": ("heads", "hidden", "layer_norm")}
+        if self.window is not None and self.streaming:
+            raise ValueError(
+                f"window={self.window} reaches frames that a stream hasn't heard; leave window "
+                "out, or streaming"
+            )
+        unused = {
+            "lite": ("local", "layer_norm", "window"),
+            "fast": ("heads", "hidden", "layer_norm"),
+        }
         for name in unused.get(self.mode, ()):
             if getattr(self, name) is not None:
                 raise ValueError(f"mode={self.mode} has no {name}; leave {name} out, or use full")
@@ -185,7 +199,7 @@ class SummaryMixing(EncoderConversion):
         if self.branched:
             says = (self.summary or width) if self.mode == "lite" else width
             branch = Branchformer(self, width, says, hearing, f"{site.path}.branch")
-        return FrameMixer(mixer, branch, hearing, site.path)
+        return FrameMixer(mixer, branch, hearing, site.path, self.window)
 
     def drops_positions(self, family: SpeechEncoder) -> bool:
         return family.positions_by == "attention"
@@ -206,27 +220,49 @@ class FrameMixer(nn.Module):
         branch: which mixes nearby frames and merges both, or None.
         hearing: of the model.
         path: under which it keeps what it remembers.
+        window: frames on either side that a frame hears; None: all.
     """
 
-    def __init__(self, mixer: Mixer, branch: nn.Module | None, hearing: Hearing, path: str) -> None:
+    def __init__(
+        self,
+        mixer: Mixer,
+        branch: nn.Module | None,
+        hearing: Hearing,
+        path: str,
+        window: int | None = None,
+    ) -> None:
         super().__init__()
         self.mixer, self.branch = mixer, branch
-        self.hearing, self.path = hearing, path
+        self.hearing, self.path, self.window = hearing, path, window
 
     def forward(self, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
         """Mixed frames, (batch, frames, width) in and out, and no attention map."""
         x, hearing = hidden_states, self.hearing
         if hearing.kept is None:
-            y = self.mixer(x, hearing.valid, hearing.visible(x))
+            y = self.mixer(x, hearing.valid, self.visible(x))
         else:
             y = self._streamed(x, hearing.kept)
         return (y if self.branch is None else self.branch(x, y)), None
+
+    def visible(self, x: Tensor) -> Tensor | None:
+        """Which frame (row) hears which, (frames, frames): its chunks', and within the window."""
+        chunked = self.hearing.visible(x)
+        if self.window is None:
+            return chunked
+        frames = torch.arange(x.shape[1], device=x.device)
+        near = (frames[:, None] - frames).abs() <= self.window
+        return near if chunked is None else near & chunked
 
     def _streamed(self, x: Tensor, kept: dict) -> Tensor:
         """The next chunk of a stream, and what is kept: a sum and a number for the chunks heard.
 
         One for all of them where nothing limits the past, else one for each.
         """
+        if self.window is not None:
+            raise InputError(
+                f"window={self.window} reaches frames that a stream hasn't heard; convert without "
+                "it for streams."
+            )
         before: tuple[Summary, ...] = kept.get(self.path, ())
         past = _together(before) if before else None
         y, heard = self.mixer.stream(x, past, self.hearing.valid)

@@ -6,7 +6,7 @@ Run by `pared check summarymixing-asr`.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pared import anatomy
 from pared.anatomy import presets
@@ -14,36 +14,15 @@ from pared.method import convert
 from pared.nn.summary_mixing import summary_mixing_reference
 from pared.speech.hearing import EncoderStream, set_chunks
 from pared.speech.summary_mixing import SummaryMixing
+from pared.speech.toys import encoded, encoder_of, frames, toy
 
 # What can work on a stream; the weights of expdecay reach over all frames.
 MODES = ("full", "lite", "fast")
 
 
 def converted(settings: SummaryMixing, name: str = "toy:conformer", **config: Any) -> nn.Module:
-    """A toy recogniser, converted, its weights stirred, so that norms and biases take part."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = convert(presets.get(name).main.make(**config), settings).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def encoder_of(model: nn.Module) -> nn.Module:
-    """The encoder in a recogniser."""
-    return model.get_submodule(anatomy.of(model).encoder)
-
-
-@torch.no_grad()
-def encoded(model: nn.Module, x: Tensor, valid: Tensor | None = None) -> Tensor:
-    """What the encoder makes of frames, (batch, frames, width)."""
-    return encoder_of(model)(x.clone(), attention_mask=valid).last_hidden_state
-
-
-def frames(batch: int = 2, time: int = 30, width: int = 32) -> Tensor:
-    """Random frames."""
-    return torch.randn(batch, time, width, generator=torch.Generator().manual_seed(0))
+    """A toy recogniser, converted."""
+    return toy(name, settings, **config)
 
 
 def check_reference() -> None:

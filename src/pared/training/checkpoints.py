@@ -72,7 +72,10 @@ def write(
         save_file(
             {k: v.contiguous().clone() for k, v in tree.items()}, partial / f"{name}.safetensors"
         )
-    (partial / "state.json").write_text(json.dumps({"step": step, "identity": identity}, indent=1))
+    state: dict[str, Any] = {"step": step, "identity": identity}
+    if (scaler := getattr(optimizer, "scaler", None)) is not None:
+        state["scaler"] = scaler.state_dict()
+    (partial / "state.json").write_text(json.dumps(state, indent=1))
     for path in partial.iterdir():
         _sync(path)
     shutil.rmtree(target, ignore_errors=True)
@@ -110,6 +113,9 @@ def read(
     groups = get_optimizer_state_dict(model, optimizer, options=_FULL)["param_groups"]
     restored: Any = {"state": _unflatten(flat), "param_groups": groups}
     set_optimizer_state_dict(model, optimizer, restored, options=_LENIENT)
+    # In float16 the loss is scaled, by as much as this run has found to be right.
+    if (scaler := getattr(optimizer, "scaler", None)) is not None and "scaler" in state:
+        scaler.load_state_dict(state["scaler"])
     return int(state["step"])
 
 

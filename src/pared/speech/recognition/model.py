@@ -14,6 +14,7 @@ from torch import Tensor
 from pared import checkpoint
 from pared.errors import InputError
 from pared.objectives.ctc import frame_lengths
+from pared.speech.encoders import inputs_of, save
 
 # The share of a second that any model makes a frame of; shorter sounds are padded.
 SHORTEST = 0.2
@@ -60,18 +61,11 @@ class Recogniser:
 
     def inputs(self, sounds: list[Tensor]) -> dict[str, Tensor]:
         """What the model reads of sounds, float (samples,) each at `rate`; see `CTC`."""
-        found = self.extractor(
-            [sound.numpy() for sound in sounds],
-            sampling_rate=self.rate,
-            padding=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        name = self.model.main_input_name
-        mask = found["attention_mask"].long()
-        batch = {name: found[name], "input_lengths": mask.sum(dim=-1)}
-        # Models with a group norm were trained without.
-        return batch | ({"attention_mask": mask} if self.extractor.return_attention_mask else {})
+        batch = inputs_of(self.extractor, sounds, self.model.main_input_name)
+        if not self.extractor.return_attention_mask:
+            # Models with a group norm were trained without.
+            del batch["attention_mask"]
+        return batch
 
     @torch.inference_mode()
     def scores(self, sound: Tensor) -> Tensor:
@@ -93,12 +87,7 @@ class Recogniser:
 
     def save(self, folder: str | Path) -> None:
         """Write an ordinary transformers folder; a converted model gets its `pared.json`."""
-        if getattr(self.model, "pared_stack", None):
-            checkpoint.save(self.model, folder)
-        else:
-            self.model.save_pretrained(folder)
-        self.extractor.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save(self.model, folder, self.extractor, self.tokenizer)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Recogniser:

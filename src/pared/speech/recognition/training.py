@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-import torch
-import transformers
-from transformers import SequenceFeatureExtractor
+from typing import TYPE_CHECKING, Any
 
 from pared.errors import InputError
-from pared.method import convert, parse
 from pared.objectives.ctc import CTC
+from pared.speech.encoders import Build, check_reads, convert_by, extractor_of
 from pared.speech.recognition.data import RecognitionData, characters_of
 from pared.speech.recognition.filterbank import start_as_filterbank
 from pared.speech.recognition.model import Recogniser, check_folder, load
@@ -25,13 +20,9 @@ from pared.worlds.speech.data import TranscriptData
 from pared.worlds.speech.sources import check_counts, utterances
 
 if TYPE_CHECKING:
-    from pared.method import Conversion
     from pared.recipe import ModelTable, Recipe
     from pared.worlds.readers.speech import Corpus
     from pared.worlds.speech.world import Speech
-
-# Makes a model of random weights from a recipe's table.
-Build = Callable[["ModelTable"], Any]
 
 
 def check(recipe: Recipe, model_class: Any) -> None:
@@ -53,12 +44,7 @@ def check(recipe: Recipe, model_class: Any) -> None:
             f"{recipe.model.class_} is not trained with CTC; give a class such as "
             "transformers.Wav2Vec2ConformerForCTC."
         )
-    made = extractor_of(recipe.data.extractor).model_input_names
-    if (reads := model_class.main_input_name) not in made:
-        raise InputError(
-            f"{recipe.model.class_} reads {reads}, which {recipe.data.extractor} doesn't make; "
-            "name its own in data.extractor."
-        )
+    check_reads(recipe, model_class)
 
 
 def _check_start(folder: Path, changes: dict[str, Any]) -> None:
@@ -129,36 +115,5 @@ def started(table: ModelTable, build: Build, extractor: Any, characters: Charact
 
 def converted(recogniser: Recogniser, table: ModelTable) -> Recogniser:
     """The same with the methods that a recipe's table names, their new weights from its seed."""
-    torch.manual_seed(table.seed)
-    methods = [cast("Conversion", parse(spec)) for spec in table.methods]
-    if methods:
-        convert(recogniser.model, *methods)
-    spare_the_sound(recogniser.model)
+    convert_by(table, recogniser.model)
     return recogniser
-
-
-def spare_the_sound(model: Any) -> None:
-    """Have no gradients made of the sound itself.
-
-    transformers asks for them in case layers are recomputed the old way. Nobody reads them, and
-    they are a tenth of a small model's step; where the first convolution is fixed, a third.
-    """
-    for module in model.modules():
-        if hasattr(module, "_requires_grad"):
-            module._requires_grad = False
-
-
-def extractor_of(path: str) -> Any:
-    """A feature extractor of transformers with its usual settings, and masks for the padding.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    library, _, name = path.rpartition(".")
-    found = getattr(transformers, name, None) if library == "transformers" else None
-    if not isinstance(found, type) or not issubclass(found, SequenceFeatureExtractor):
-        raise InputError(
-            f"there is no feature extractor {path!r}; give one such as "
-            "transformers.Wav2Vec2FeatureExtractor."
-        )
-    return cast(Any, found)(return_attention_mask=True)

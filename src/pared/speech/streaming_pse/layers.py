@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pared.nn.attention import attend
-from pared.nn.rotary import Rotary, rotate
+from pared.nn.rotary import Rotary, rotary_of, rotate
 from pared.speech.streaming_pse.method import StreamingPSE
 
 # What an enrolment leaves behind; see `StreamingPSEModel.encode`.
 Enrolment = dict[str, Tensor]
-
-ROTARY_BASE = 10_000.0
 
 
 @dataclass
@@ -55,9 +53,10 @@ def angles(frames: Tensor, channels: int) -> Rotary:
     In float64: after an hour the numbers are so large that float32 would lose a hundredth of a
     radian.
     """
-    pairs = torch.arange(channels, device=frames.device) // 2
-    turns = frames[:, None].double() * ROTARY_BASE ** (-2 * pairs.double() / channels)
-    return Rotary(turns.cos().float(), turns.sin().float())
+    # Apple's GPUs have no float64.
+    there = frames.cpu() if frames.device.type == "mps" else frames
+    cos, sin = rotary_of(there.double(), channels)
+    return Rotary(cos.float().to(frames.device), sin.float().to(frames.device))
 
 
 class SelfAttention(nn.Module):

@@ -135,7 +135,9 @@ def pitched(waveform: Tensor, factor: float) -> Tensor:
     """A recording played faster: (samples,) to (samples / factor,).
 
     All frequencies grow by the factor, those of the throat and those of the mouth, so it sounds as
-    somebody smaller.
+    somebody smaller. Linear interpolation, which is quick enough for every mixture: what is raised
+    beyond half the rate folds back, for a factor of 1.25 what was above 6.4 kHz, where speech has
+    little.
     """
     if factor == 1:
         return waveform
