@@ -79,6 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     conditions = {
         "command": record.command(),
+        "judged": f"{options.clips} mixtures as in training, {options.pairs} pairs of talkers",
         "machine": record.describe_machine(),
         "commit": record.commit(),
         "date": datetime.date.today().isoformat(),

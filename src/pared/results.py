@@ -5,6 +5,7 @@ before them. Needs no torch; only `read`, which checks a file to the last field,
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -232,6 +233,19 @@ def worst(claims: Sequence[Outcome]) -> State:
     if "differs" in states:
         return "differs"
     return "holds" if states == {"holds"} else "not measured"
+
+
+def summary(claims: Sequence[Outcome]) -> str:
+    """How many claims hold, in words."""
+    counts = Counter(claim.state for claim in claims)
+    if set(counts) <= {"not measured"}:
+        return "not measured"
+    parts = [f"{counts['holds']} of {len(claims)} hold"]
+    if differ := counts["differs"]:
+        parts.append(f"{differ} differ{'s' if differ == 1 else ''}")
+    if missing := counts["not measured"]:
+        parts.append(f"{missing} not measured")
+    return ", ".join(parts)
 
 
 def _outcome(key: str, claim: dict[str, Any]) -> Outcome:

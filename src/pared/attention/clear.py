@@ -70,7 +70,7 @@ INFO = Info(
         ),
         Headline(
             key="distance-small-over-large",
-            text="distance to the teacher after healing, r = 8 over r = 32 "
+            text="distance to the teacher after healing, r = 8 over r = 32, here r = 2 over r = 4 "
             "(paper: FID 13.07 / 8.85 at 1024)",
             paper=1.48,
             direction="higher",

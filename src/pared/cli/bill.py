@@ -49,7 +49,7 @@ def command(
       pared bill pixart-sigma --height 2048 --width 2048 --with edit
       pared bill toy:dit --savings
       pared bill wan2.1-t2v-1.3b --frames 41
-      pared bill sd1.5 --passes 3 --tasks 4 --with linfusion --with multi-task-upcycling \
+      pared bill sd1.5 --passes 3 --tasks 4 --with linfusion --with multi-task-upcycling \\
         --with explicit-conditioning
     """
     common.records_of(specs, "conversion")

@@ -66,13 +66,9 @@ def _of_family(family: str | None) -> list[Info]:
 
 def _row(record: Info) -> tuple[str, ...]:
     families = ", ".join(record.families)
-    found = results.outcomes(record)
-    state: str = results.worst(found)
-    if found and state != "not measured":
-        state += f" ({sum(claim.state == 'holds' for claim in found)} of {len(found)} hold)"
     return (
         record.slug, record.cls, record.kind, record.arxiv, record.folder, families,
-        record.maturity, state,
+        record.maturity, results.summary(results.outcomes(record)),
     )  # fmt: skip
 
 

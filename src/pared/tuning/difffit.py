@@ -25,7 +25,7 @@ half coordinates for a higher resolution. Not verified: quality at the paper's s
 PixArt that comes with pared, whose 60 steps on another domain are few, all weights end nearest to
 it; by the loss on unseen pictures DiffFit comes next, before BitFit and LoRA, while the distance of
 what they paint can't tell the three apart. At the rate for all weights it hardly learns. A training
-step with gammas takes as long there as one of all weights, one of biases alone a fifth less.
+step with gammas takes as long there as one of all weights, one of biases alone a quarter less.
 """
 
 from typing import Any, Literal
