@@ -108,6 +108,11 @@ def heal_layers(
         steps=200, learning_rate=1e-3, trainable=method.trainable(anatomy.of(student))
     )
     settings = TrainingSettings(**(settings.model_dump() | changes))
+    if settings.gradient_checkpointing:
+        raise InputError(
+            "layers that are healed one by one can't be run twice, as gradient_checkpointing does; "
+            "leave it out."
+        )
     run = train(student, objective, data, settings, folder, on_step)
     return student if run.finished else None
 

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
+from tests.recipes.pipelines import pipeline
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
 from torch import nn
-from transformers import BatchEncoding
+from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from pared import anatomy
 from pared.anatomy import flux, presets, unet, wan
@@ -334,6 +338,55 @@ def test_sdxl_fills_in_the_size_of_the_picture():
         torch.testing.assert_close(family.denoise(model, latents, timestep, condition), given)
 
 
+def test_sdxl_encodes_the_empty_prompt_as_its_pipeline_does():
+    pipe = pipeline("sdxl")
+    with torch.no_grad():
+        text, null_text, pooled, null_pooled = pipe.encode_prompt("a fox")
+    found = anatomy.of(pipe.unet).encode(pipe, ["", "a fox"])
+    assert torch.equal(found["text"], torch.cat([null_text, text]))
+    assert torch.equal(found["pooled"], torch.cat([null_pooled, pooled]))
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    found = anatomy.of(pipe.unet).encode(pipe, ["", "a fox"])
+    assert found["text"][0].any() and found["pooled"][0].any()
+
+
+def test_pixart_tells_the_size_as_its_pipeline_does():
+    config = presets.get("toy:pixart").denoiser.config | {
+        "sample_size": 128, "num_attention_heads": 3, "cross_attention_dim": 48,
+        "use_additional_conditions": None,
+    }  # fmt: skip
+    model, seen = type(toy("toy:pixart"))(**config).eval(), []
+    parts = pipeline("pixart").components | {"transformer": model}
+    pipe = PixArtAlphaPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    model.register_forward_pre_hook(lambda *given: seen.append(given[2]), with_kwargs=True)
+    short = {"guidance_scale": 1, "num_inference_steps": 1, "use_resolution_binning": False}
+    pipe("a fox", height=64, width=96, output_type="latent", **short)
+    call(model, (8, 12))
+    stock, ours = (given["added_cond_kwargs"] for given in seen)
+    assert stock["resolution"].tolist() == [[64, 96]]
+    assert stock.keys() == ours.keys()
+    assert all(torch.equal(stock[name], ours[name]) for name in stock)
+
+
+@pytest.mark.parametrize(
+    ("cls", "longest"), [(PixArtAlphaPipeline, 120), (PixArtSigmaPipeline, 300)]
+)
+def test_pixart_encodes_prompts_as_its_pipeline_does(cls, longest):
+    """Its T5 tells capitals apart: a prompt may have more tokens in lower case."""
+    pieces = ["<pad>", "FOX", "f", "o", "x"]
+    words = Tokenizer(Unigram([(piece, -1.0) for piece in pieces], unk_id=0))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>")
+    pipe = cls(**pipeline("pixart").components | {"tokenizer": tokenizer})
+    family = anatomy.of(pipe.transformer)
+    with torch.no_grad():
+        text, mask, _, _ = pipe.encode_prompt("FOX", do_classifier_free_guidance=False)
+    found = family.encode(pipe, ["FOX"])
+    assert found["mask"].sum() == mask.sum() == 3
+    torch.testing.assert_close(found["text"][0], text[0, :3])
+    assert family.encode(pipe, ["o" * 400])["text"].shape[1] == longest
+
+
 def test_flux_fills_in_the_pipelines_guidance():
     model = toy("toy:flux")
     latents, timestep, condition = example(model, (10, 14))
@@ -588,3 +641,14 @@ class Words:
             words = [1 + len(word) for word in prompt.split()]
             ids[row, : len(words)], mask[row, : len(words)] = torch.tensor(words), 1
         return BatchEncoding({"input_ids": ids, "attention_mask": mask})
+
+
+def test_a_dit_in_training_drops_no_labels():
+    """That is for the data; diffusers' blocks would each drop others."""
+    model = presets.build("toy:dit", device="cpu")
+    family = anatomy.of(model)
+    example = family.example(batch=32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        evaluated = family.denoise(model.eval(), *example)
+        trained = family.denoise(model.train(), *example)
+    torch.testing.assert_close(trained, evaluated)

@@ -88,7 +88,7 @@ def test_defaults_are_those_of_the_paper(paper):
     assert config.diversity_loss_weight == 0.1
     for step, wanted in ((0, 2.0), (1000, 2 * 0.999995**1000), (415_000, 0.2511), (10**6, 0.25)):
         objective.at_step(step)
-        assert objective.temperature == pytest.approx(wanted, rel=1e-3)
+        assert objective._temperature == pytest.approx(wanted, rel=1e-3)
 
 
 # Masks, negatives, loss -----------------------------------------------------------------------

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
 from pared.errors import InputError
-from pared.training import checkpoints, train
+from pared.training import train
 from pared.training.checkpoints import latest
 from tests.signals import ctrl_c
 from tests.training.toys import Fit, Points, net, settings
@@ -189,25 +190,51 @@ def test_checkpoints_hold_no_pickle(tmp_path):
 
 
 def test_the_scale_of_float16_is_kept(tmp_path):
-    """Accelerate's optimizers carry the scaler of the loss."""
+    """Half precision itself takes a GPU, its scaler doesn't."""
 
-    def prepared(scale):
-        model = nn.Linear(2, 2)
-        optimizer = torch.optim.AdamW(model.parameters())
-        optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        optimizer.scaler.scale(model(torch.ones(1, 2)).sum()).backward()
-        optimizer.step()
-        return model, optimizer
+    def run(steps, scale):
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=4)
+        chosen = settings(steps=steps, clip=None)
+        train(net(), Fit(), Points(), chosen, tmp_path, accelerator=accelerator)
+        return accelerator.scaler.get_scale()
 
-    model, optimizer = prepared(128.0)
-    written = checkpoints.write(tmp_path, 3, model, optimizer, None, {})
-    model, optimizer = prepared(4.0)
-    assert checkpoints.read(written, model, optimizer, None, {}) == 3
-    assert optimizer.scaler.get_scale() == 128
-    del optimizer.scaler
-    written = checkpoints.write(tmp_path, 4, model, optimizer, None, {})
-    assert "scaler" not in json.loads((written / "state.json").read_text())
-    assert checkpoints.read(written, model, optimizer, None, {}) == 4
+    assert run(5, 128.0) == 256
+    # Three steps since the scale grew, and another one.
+    assert run(6, 2.0) == 256 and run(8, 2.0) == 512
+
+
+def test_a_model_runs_as_before_when_training_ends(tmp_path):
+    """In its own types, whatever it trained in: also where it was stopped, or trains again."""
+    model, x = net(), torch.randn(4, 6)
+    chosen = settings(steps=3, warmup=0, precision="bf16")
+
+    def stop(step, terms):
+        if step == 2:
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        train(model, Fit(), Points(), chosen, tmp_path / "stopped", on_step=stop)
+    assert not vars(model).keys() & {"forward", "_original_forward", "_is_accelerate_prepared"}
+    train(model, Fit(), Points(), chosen, tmp_path / "one")
+    fresh = net().eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(model(x), fresh(x))
+    model.forward = seen = Seen(model)
+    train(model, Fit(), Points(), settings(steps=3, warmup=0), tmp_path / "two")
+    assert seen.types == {torch.float32} and vars(model)["forward"] is seen
+
+
+class Seen:
+    """What a forward gives, and in which types."""
+
+    def __init__(self, model):
+        self.inner, self.types = type(model).forward.__get__(model), set()
+
+    def __call__(self, x):
+        output = self.inner(x)
+        self.types.add(output.dtype)
+        return output
 
 
 def test_gradient_checkpointing_changes_no_gradient(tmp_path):

@@ -1,8 +1,9 @@
 """DiT (Peebles and Xie, arXiv 2212.09748): `DiTTransformer2DModel`; classes, no text.
 
 Two habits of diffusers' class to know: it reassembles its patches into a square whatever came in,
-so that other shapes come out scrambled (refused here); and in training mode it drops labels at
-random, from torch's global generator.
+so that other shapes come out scrambled (refused here); and in training mode every block drops
+labels at random by itself, so that of DiT-XL's 28 hardly ever all get the same one (kept from it
+here: dropping conditions is for the data).
 """
 
 from typing import Any, ClassVar, cast
@@ -66,6 +67,8 @@ class DiT(Denoiser):
                 f"latents of {height} x {width} don't work with DiTTransformer2DModel, which "
                 "puts its patches back as a square; use a height equal to the width."
             )
+        for path in self.label_tables:
+            self.model.get_submodule(path.rpartition(".")[0]).eval()
         return model(
             latents,
             timestep=timestep,

@@ -149,11 +149,11 @@ class Wav2Vec2Pretraining(nn.Module):
             )
         self.probability, self.span = probability, span
         self.hottest, self.coolest, self.cooling = hottest, coolest, cooling
-        self.temperature = hottest
+        self._temperature = hottest
 
     def at_step(self, step: int) -> None:
         """Cool down: max(hottest cooling^step, coolest) in step `step`, counted from 0."""
-        self.temperature = max(self.hottest * self.cooling**step, self.coolest)
+        self._temperature = max(self.hottest * self.cooling**step, self.coolest)
 
     def forward(
         self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator
@@ -186,7 +186,7 @@ class Wav2Vec2Pretraining(nn.Module):
         """
         inner: Any = unwrap(model)
         _check(inner)
-        inner.set_gumbel_temperature(self.temperature)
+        inner.set_gumbel_temperature(self._temperature)
         sounds = batch["input_values"]
         most = int(frame_lengths(inner, torch.tensor([sounds.shape[1]])))
         lengths = frame_lengths(inner, batch["input_lengths"].cpu()).clamp(max=most)

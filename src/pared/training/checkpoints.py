@@ -1,8 +1,9 @@
 """Training checkpoints: written whole or not at all, read back bit for bit.
 
 A checkpoint is a folder `checkpoint-00000250` with `model.safetensors`, `ema.safetensors`,
-`optimizer.safetensors` and `state.json`. It is written beside under a `.partial` name and renamed,
-so a kill at any moment leaves either the old checkpoint or the new one. No file is a pickle.
+`optimizer.safetensors`, `beginning.safetensors` and `state.json`. It is written beside under a
+`.partial` name and renamed, so a kill at any moment leaves either the old checkpoint or the new
+one. No file is a pickle.
 """
 
 import json
@@ -23,8 +24,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from pared.errors import InputError
+from pared.training.beginning import Beginning, check_beginning, numbers_of
 from pared.training.ema import EMA
 
+BEGINNING = "beginning.safetensors"
 # Full, CPU-side dictionaries with the model's own parameter names, whatever wraps or shards the
 # model.
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -46,11 +49,24 @@ def write(
     ema: EMA | None,
     identity: dict[str, Any],
     main_process: bool = True,
+    beginning: Beginning | None = None,
+    scaler: Any = None,
 ) -> Path:
     """Write the state after `step` optimizer steps, then delete older checkpoints.
 
     Every process of a distributed run must call this (gathering is collective); the main one
     writes.
+
+    Args:
+        folder: of the run.
+        step: how many are done.
+        model: as it trains.
+        optimizer: of it.
+        ema: of its weights, where there is one.
+        identity: what a resumed run must share, as JSON.
+        main_process: whether this one writes.
+        beginning: what the run began from.
+        scaler: of the loss, in float16.
     """
     target = folder / f"checkpoint-{step:08d}"
     tensors: dict[str, Any] = {"model": get_model_state_dict(model, options=_FULL)}
@@ -73,8 +89,13 @@ def write(
             {k: v.contiguous().clone() for k, v in tree.items()}, partial / f"{name}.safetensors"
         )
     state: dict[str, Any] = {"step": step, "identity": identity}
-    if (scaler := getattr(optimizer, "scaler", None)) is not None:
+    if scaler is not None:
         state["scaler"] = scaler.state_dict()
+    if beginning is not None:
+        state["beginning"] = beginning.words
+        averaged = tensors["model"] | tensors.get("ema", {})
+        now = {"now": numbers_of(tensors["model"]), "averaged": numbers_of(averaged)}
+        save_file(beginning.numbers | now, partial / BEGINNING)
     (partial / "state.json").write_text(json.dumps(state, indent=1))
     for path in partial.iterdir():
         _sync(path)
@@ -93,15 +114,22 @@ def read(
     optimizer: torch.optim.Optimizer,
     ema: EMA | None,
     identity: dict[str, Any],
+    beginning: Beginning | None = None,
+    scaler: Any = None,
 ) -> int:
     """Restore everything from `checkpoint` and return the number of steps already done.
 
     Raises:
-        InputError: the checkpoint belongs to a run with other settings; the message names the first
-        one.
+        InputError: the checkpoint belongs to a run with other settings, or one that began
+            otherwise; the message names the first difference.
     """
     state = json.loads((checkpoint / "state.json").read_text())
     check_identity(checkpoint, state["identity"], identity)
+    if beginning is not None and "beginning" in state:
+        numbers = load_file(checkpoint / BEGINNING)
+        check_beginning(checkpoint.parent, state["beginning"], numbers, beginning)
+        # A model may have come with the weights of later on; the run began where it began.
+        beginning.numbers["weights"] = numbers["weights"]
     weights = load_file(checkpoint / "model.safetensors")
     if ema is not None:
         set_model_state_dict(
@@ -114,7 +142,7 @@ def read(
     restored: Any = {"state": _unflatten(flat), "param_groups": groups}
     set_optimizer_state_dict(model, optimizer, restored, options=_LENIENT)
     # In float16 the loss is scaled, by as much as this run has found to be right.
-    if (scaler := getattr(optimizer, "scaler", None)) is not None and "scaler" in state:
+    if scaler is not None and "scaler" in state:
         scaler.load_state_dict(state["scaler"])
     return int(state["step"])
 

@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from pared.errors import InputError
 from pared.training import checkpoints
+from pared.training.beginning import Beginning, beginning_of
 from pared.training.data import Bucketed, Dataset, Order, beside, generator_for, order_of
 from pared.training.ema import EMA
 from pared.training.settings import TrainingSettings
 
+# What accelerate puts on a model.
+WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")
 # (model, batch, generator) -> named loss terms, already weighted; their sum is minimised.
 Terms = dict[str, Tensor]
 
@@ -70,34 +73,37 @@ def train(
 
     Raises:
         InputError: no parameter matches `trainable`; the batch doesn't divide over the processes;
-            the folder holds another run.
+            the folder holds another run: of other settings or data, or begun from other weights,
+            conversions, or another objective.
     """
-    run = _Run.prepare(model, objective, data, settings, Path(folder), accelerator)
-    start, step, means = time.monotonic(), run.resume(), {}
-    every = settings.log_every if on_step is None else 1
-    log = Log(run.folder / "log.jsonl", step, run.main)
-    begun = step
-    with run.progress(step) as bar, interruptible() as interrupted:
-        while step < settings.steps and not run.anywhere(interrupted()):
-            terms = run.one_step(step)
-            step += 1
-            bar.update()
-            # Reading a number waits for the accelerator, which should be kept supplied.
-            if step % every == 0 or step in (begun + 1, settings.steps):
+    with released(model):
+        run = _Run.prepare(model, objective, data, settings, Path(folder), accelerator)
+        start, step, means = time.monotonic(), run.resume(), {}
+        every = settings.log_every if on_step is None else 1
+        log = Log(run.folder / "log.jsonl", step, run.main)
+        begun = step
+        with run.progress(step) as bar, interruptible() as interrupted:
+            while step < settings.steps and not run.anywhere(interrupted()):
+                terms = run.one_step(step)
+                step += 1
+                bar.update()
+                # Reading a number waits for the accelerator, which should be kept supplied.
+                if step % every == 0 or step in (begun + 1, settings.steps):
+                    means = run.read(terms)
+                    bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+                if step % settings.log_every == 0 or step == settings.steps:
+                    rate = {"rate": settings.rate(step - 1)}
+                    log.write(step, means | rate, time.monotonic() - start)
+                    run.accelerator.log(means, step=step)
+                if on_step is not None:
+                    on_step(step, means)
+                if step % settings.checkpoint_every == 0 and step < settings.steps:
+                    run.save(step)
+            if step > begun:
                 means = run.read(terms)
-                bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
-            if step % settings.log_every == 0 or step == settings.steps:
-                log.write(step, means | {"rate": settings.rate(step - 1)}, time.monotonic() - start)
-                run.accelerator.log(means, step=step)
-            if on_step is not None:
-                on_step(step, means)
-            if step % settings.checkpoint_every == 0 and step < settings.steps:
                 run.save(step)
-        if step > begun:
-            means = run.read(terms)
-            run.save(step)
-    log.close()
-    run.finish(step)
+        log.close()
+        run.finish(step)
     return Run(run.folder, step, step == settings.steps, time.monotonic() - start, means)
 
 
@@ -115,6 +121,7 @@ class _Run:
     order: Order | Bucketed
     settings: TrainingSettings
     folder: Path
+    beginning: Beginning
 
     @classmethod
     def prepare(
@@ -144,6 +151,7 @@ class _Run:
             model.enable_gradient_checkpointing()
         if settings.compile:
             model.compile()  # in place: names of weights stay as they are
+        beginning = beginning_of(model, objective)
         objective.to(accelerator.device)
         prepared = accelerator.prepare(model.train())
         optimizer = torch.optim.AdamW(
@@ -159,8 +167,9 @@ class _Run:
         optimizer = accelerator.prepare(optimizer)
         data = beside(data, accelerator.device)
         return cls(
-            accelerator, model, prepared, objective, optimizer, ema, data, order, settings, folder
-        )
+            accelerator, model, prepared, objective, optimizer, ema, data, order, settings, folder,
+            beginning,
+        )  # fmt: skip
 
     @property
     def main(self) -> bool:
@@ -176,15 +185,17 @@ class _Run:
         """Read the newest checkpoint, if there is one; the number of steps already done."""
         if (checkpoint := checkpoints.latest(self.folder)) is None:
             return 0
-        inner = self.optimizer.optimizer
-        return checkpoints.read(checkpoint, self.prepared, inner, self.ema, self.identity)
+        return checkpoints.read(
+            checkpoint, self.prepared, self.optimizer.optimizer, self.ema, self.identity,
+            self.beginning, self.optimizer.scaler,
+        )  # fmt: skip
 
     def save(self, step: int) -> None:
         """Write the state after `step` steps."""
-        inner = self.optimizer.optimizer
         checkpoints.write(
-            self.folder, step, self.prepared, inner, self.ema, self.identity, self.main
-        )
+            self.folder, step, self.prepared, self.optimizer.optimizer, self.ema, self.identity,
+            self.main, self.beginning, self.optimizer.scaler,
+        )  # fmt: skip
         self.accelerator.wait_for_everyone()
 
     def anywhere(self, flag: bool) -> bool:
@@ -255,6 +266,22 @@ class _Run:
         elif self.ema is not None:
             self.ema.write_to_model()
         self.model.eval()
+
+
+@contextmanager
+def released(model: nn.Module) -> Iterator[None]:
+    """Behind the context the model runs as it did before, in its own types.
+
+    Accelerate leaves its autocast on a model that it has prepared, and takes such a model as it is
+    when it comes again.
+    """
+    before = {name: vars(model)[name] for name in WRAPPED if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in WRAPPED:
+            vars(model).pop(name, None)
+        vars(model).update(before)
 
 
 def freeze_all_but(model: nn.Module, patterns: tuple[str, ...]) -> None:
