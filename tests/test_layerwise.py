@@ -115,3 +115,12 @@ def test_a_conversion_without_attention_is_refused(tmp_path):
 
     with pytest.raises(InputError):
         layerwise.heal_layers(original, Nothing(), data(original), tmp_path, steps=1)
+
+
+def test_layers_that_run_twice_are_refused(tmp_path):
+    original = teacher()
+    with pytest.raises(InputError, match="can't be run twice, as gradient_checkpointing does"):
+        layerwise.heal_layers(
+            original, pared.EDiT(), data(original), tmp_path, steps=1, gradient_checkpointing=True
+        )
+    assert not list(tmp_path.iterdir())
