@@ -59,6 +59,29 @@ def test_what_no_one_trains_for_is_refused():
         task_of(holder(diffusers.EDMEulerScheduler()))
 
 
+def test_settings_lie_over_what_the_scheduler_says():
+    scheduler = diffusers.DDIMScheduler(beta_end=0.03)
+    task = task_of(holder(scheduler), prediction="v")
+    assert task.prediction == "v" and torch.equal(task.alpha_bars, scheduler.alphas_cumprod)
+    task = task_of(holder(scheduler), prediction="flow", time_sampling="logit_normal")
+    assert (task.prediction, task.time_sampling) == ("flow", "logit_normal")
+    assert task_of(holder(diffusers.DDIMScheduler(prediction_type="sample")), prediction="v")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "settings", "told"),
+    [
+        (diffusers.DDIMScheduler, {"prediction": "epsilon"}, "'epsilon' doesn't exist; give noise"),
+        (diffusers.DDIMScheduler, {"time_sampling": "normal"}, "'normal' doesn't exist; give unif"),
+        (diffusers.DDIMScheduler, {"time_sampling": "logit_normal"}, "flows, .* predicts 'noise'"),
+        (diffusers.FlowMatchEulerDiscreteScheduler, {"prediction": "v"}, "has no alphas_cumprod"),
+    ],
+)
+def test_settings_that_can_not_be_are_refused(scheduler, settings, told):
+    with pytest.raises(InputError, match=told):
+        task_of(holder(scheduler()), **settings)
+
+
 @pytest.mark.parametrize("task", [None, Denoising("v")])
 def test_a_pipeline_says_its_task_where_nobody_else_does(task, tmp_path, monkeypatch):
     told = []

@@ -74,7 +74,8 @@ def task_of(pipeline: Any, **settings: Any) -> Denoising:
 
     Args:
         pipeline: its scheduler decides; schedulers of flows have no entry for the prediction.
-        settings: further ones of `Denoising`, e.g. `time_sampling="logit_normal"`.
+        settings: of `Denoising`, laid over what the scheduler says, e.g. `prediction="v"` or
+            `time_sampling="logit_normal"`.
 
     Raises:
         InputError: a prediction or a schedule that pared doesn't train for.
@@ -82,16 +83,16 @@ def task_of(pipeline: Any, **settings: Any) -> Denoising:
     scheduler = pipeline.scheduler
     kind = getattr(scheduler.config, "prediction_type", "flow_prediction")
     known = {"epsilon": "noise", "v_prediction": "v", "flow_prediction": "flow"}
-    if kind not in known:
+    if (prediction := settings.pop("prediction", known.get(kind))) is None:
         raise InputError(f"the scheduler predicts {kind!r}; pared heals {', '.join(known)}.")
-    if kind == "flow_prediction":
+    if prediction == "flow":
         return Denoising("flow", **settings)
     if (alpha_bars := getattr(scheduler, "alphas_cumprod", None)) is None:
         raise InputError(
             f"{type(scheduler).__name__} has no alphas_cumprod, the schedule of noise that its "
             f"denoiser was trained on; give the pipeline one that has, e.g. DDIMScheduler."
         )
-    return Denoising(known[kind], **{"alpha_bars": alpha_bars} | settings)
+    return Denoising(prediction, **{"alpha_bars": alpha_bars} | settings)
 
 
 def student_of(teacher: nn.Module) -> nn.Module:

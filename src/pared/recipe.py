@@ -21,9 +21,10 @@ import inspect
 import re
 import tomllib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -33,8 +34,9 @@ from pared import anatomy, checkpoint, info
 from pared.errors import InputError
 from pared.few_step import rounds
 from pared.healing import student_of, task_of
-from pared.method import Model, convert, denoiser, parse, replace_denoiser, stack_of
+from pared.method import Conversion, Model, convert, denoiser, parse, replace_denoiser, stack_of
 from pared.training import TrainingSettings, train
+from pared.training.processes import saved_once, this_process
 from pared.worlds import emoji, tasks
 from pared.worlds.emoji.world import STORED_SIZE
 from pared.worlds.house import folder_of
@@ -48,6 +50,10 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HEALING = ("distillation", "guided", "explicit")
 # The one that a stage may name where the recipe has another.
 HALVING = "progressive"
+# Those that learn from the model as it was.
+TAUGHT = ("distillation", "guided", HALVING)
+# Those that go with a denoiser's task.
+OF_TASK = (*HEALING, HALVING, "denoising")
 # What a recipe's model may be of; or one of pared's own.
 LIBRARIES = ("diffusers", "transformers")
 
@@ -173,7 +179,9 @@ class ObjectiveTable(_Table):
         "contrastive", "autoencoding", "denoising", "distillation", "guided", "explicit", "ctc",
         "enhancement", "wav2vec2", "progressive",
     ]  # fmt: skip
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(
+        default={}, description="over what the pipeline's scheduler and the methods say"
+    )
     task: dict[str, Any] = Field(
         default={}, description="of the denoising that a distillation goes with, e.g. time_sampling"
     )
@@ -221,6 +229,10 @@ class Recipe(_Table):
         if self.model.methods and self.objective.name not in (*HEALING, *others):
             raise ValueError(
                 f"methods are trained by the objectives {', '.join(HEALING)} or denoising"
+            )
+        if self.objective.task and self.objective.name not in OF_TASK:
+            raise ValueError(
+                f"the objective {self.objective.name!r} has no task; leave its task out"
             )
         return self
 
@@ -393,10 +405,20 @@ def check(recipe: Recipe) -> None:
                 f"there are no images at {source!r}; give emoji, a folder, .tar shards, a parquet "
                 "file or a dataset's name."
             )
-    for spec in recipe.model.methods:
-        parse(spec)
+    methods = [parse(spec) for spec in recipe.model.methods]
+    if methods and cls is not None and not sound and recipe.pipeline is None:
+        raise InputError(
+            f"methods convert denoisers, and {recipe.model.class_} is to be saved alone; give a "
+            "[pipeline], or leave model.methods out."
+        )
     for stage in recipe.stages:
-        _objective(recipe.objective_of(stage))
+        table = recipe.objective_of(stage)
+        _objective(table, methods=methods)
+        if cls is not None and table.name in TAUGHT:
+            raise InputError(
+                f"the objective {table.name} learns from a teacher, and {recipe.model.class_} "
+                "starts from random weights; start from a pipeline, with model.from."
+            )
 
 
 def steps_of(recipe: Recipe) -> int:
@@ -463,22 +485,27 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
     if recipe.model.from_:
         return _go_on(recipe, folder)
     model = build(recipe.model)
+    if methods := [cast(Conversion, parse(spec)) for spec in recipe.model.methods]:
+        convert(model, *methods)
     pipeline = None if recipe.pipeline is None else pack(recipe.pipeline, recipe.data, model)
     _to_accelerator(pipeline)
-    for number, stage in enumerate(recipe.stages, start=1):
+    objectives = [
+        _objective(recipe.objective_of(stage), pipeline, methods) for stage in recipe.stages
+    ]
+    for number, (stage, objective) in enumerate(
+        zip(recipe.stages, objectives, strict=True), start=1
+    ):
         data, companion = _data(recipe.data, stage.size, pipeline)
-        objective = _objective(recipe.objective_of(stage))
         if not train(model, objective, data, stage.training, folder / f"stage-{number}").finished:
             return None
     if recipe.objective.name == "autoencoding":
         set_scaling_factor(model, _world(recipe.data, recipe.stages[-1].size).images)
     if pipeline is not None:
         model.eval()
-        checkpoint.save(pipeline, folder / "model")
+        saved_once(folder / "model", lambda place: checkpoint.save(pipeline, place))
         return pipeline
-    model.save_pretrained(folder / "model")
-    if companion is not None:
-        companion.save_pretrained(folder / "model")
+    parts = [part for part in (model, companion) if part is not None]
+    saved_once(folder / "model", *(part.save_pretrained for part in parts))
     return model
 
 
@@ -491,8 +518,8 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
     torch.manual_seed(recipe.model.seed)
     methods: list[Any] = [parse(spec) for spec in recipe.model.methods]
     convert(student, *methods)
-    task = task_of(pipeline, **recipe.objective.task)
-    objectives = [_objective(recipe.objective_of(stage), task) for stage in recipe.stages]
+    stack = stack_of(student)
+    objectives = [_objective(recipe.objective_of(s), pipeline, stack) for s in recipe.stages]
     for objective in objectives:
         if isinstance(objective, rounds.Rounds):
             objective.bind(student, teacher)  # what can't be is refused before data are encoded
@@ -512,7 +539,7 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
     replace_denoiser(pipeline, student)
     if isinstance(objective, rounds.Rounds):
         objective.equip(pipeline)
-    checkpoint.save(pipeline, folder / "model")
+    saved_once(folder / "model", lambda place: checkpoint.save(pipeline, place))
     return pipeline
 
 
@@ -531,9 +558,9 @@ def _opened(source: str) -> Any:
 
 
 def _to_accelerator(pipeline: Any) -> None:
-    """Move a pipeline to where it will train, so that its encoders run there too."""
-    if pipeline is not None and torch.accelerator.is_available():
-        pipeline.to(torch.accelerator.current_accelerator())
+    """Move a pipeline to where this process will train, so that its encoders run there too."""
+    if pipeline is not None:
+        pipeline.to(this_process().device)
 
 
 def pack(table: PipelineTable, data: DataTable, model: nn.Module) -> Any:
@@ -589,8 +616,14 @@ def set_scaling_factor(vae: Any, images: Tensor, count: int = 512) -> None:
     vae.register_to_config(scaling_factor=round(1 / float(std), 5))
 
 
-def _objective(table: ObjectiveTable, task: Any = None) -> Any:
-    """The objective of a stage; one of the denoiser's own task, unless settings say another."""
+def _objective(table: ObjectiveTable, pipeline: Any = None, methods: Sequence[Any] = ()) -> Any:
+    """The objective of a stage: its settings, over what pipeline and methods say.
+
+    Args:
+        table: name and settings.
+        pipeline: its scheduler says the task; None where settings are only to be checked.
+        methods: that the denoiser carries, the oldest first.
+    """
     from pared.objectives import (
         autoencoding,
         contrastive,
@@ -603,15 +636,9 @@ def _objective(table: ObjectiveTable, task: Any = None) -> Any:
         wav2vec2,
     )
 
-    settings = dict(table.settings)
-    if table.name == "denoising" and task is not None and not settings:
-        return task
-    if table.name in (*HEALING, HALVING):
-        settings["task"] = task
-    classes = {
+    classes: dict[str, Any] = {
         "contrastive": contrastive.Contrastive,
         "autoencoding": autoencoding.Autoencoding,
-        "denoising": denoising.Denoising,
         "distillation": distillation.Distillation,
         "guided": guided.Guided,
         "explicit": explicit.Explicit,
@@ -620,10 +647,24 @@ def _objective(table: ObjectiveTable, task: Any = None) -> Any:
         "wav2vec2": wav2vec2.Wav2Vec2Pretraining,
         HALVING: rounds.Rounds,
     }
+    task_from: Any = denoising.Denoising if pipeline is None else partial(task_of, pipeline)
     try:
-        return classes[table.name](**settings)
+        if table.name == "denoising":
+            return task_from(**table.task | table.settings)
+        cls = classes[table.name]
+        if table.name not in OF_TASK:
+            return cls(**table.settings)
+        task = task_from(**table.task)
+        return cls(**_healed(cls, methods, task) | table.settings, task=task)
     except TypeError as error:
         raise InputError(f"the objective {table.name} can't be set so: {error}.") from None
+
+
+def _healed(cls: type, methods: Sequence[Any], task: Any) -> dict[str, Any]:
+    """The settings of an objective by which the last method is healed whose paper has that one."""
+    own = [found for m in methods if m.info.training and type(found := m.healing(task)) is cls]
+    names = inspect.signature(cls).parameters.keys() - {"task"}
+    return {name: getattr(own[-1], name) for name in names} if own else {}
 
 
 def _world(table: DataTable, size: int) -> Any:

@@ -6,11 +6,13 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     PixArtSigmaPipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
 )
 from transformers import (
     CLIPTextConfig,
@@ -60,6 +62,10 @@ def pipeline(family: str) -> Any:
             vae(4), clip(32), tokenizer, model, DPMSolverMultistepScheduler(steps_offset=1),
             None, None, requires_safety_checker=False,
         )  # fmt: skip
+    if family == "sdxl":
+        encoders = clip(32), clip(32, True), tokenizer, tokenizer
+        scheduler = EulerDiscreteScheduler()
+        return StableDiffusionXLPipeline(vae(4), *encoders, model, scheduler, add_watermarker=False)
     flow = FlowMatchEulerDiscreteScheduler()
     if family == "sd3":
         encoders = clip(32, True), tokenizer, clip(32, True), tokenizer

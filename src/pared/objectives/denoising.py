@@ -10,16 +10,18 @@ With clean latents x0 and noise eps ~ N(0, I):
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pared import anatomy
+from pared.errors import InputError
 from pared.objectives.noise import randn_like
 
 Prediction = Literal["noise", "v", "flow"]
+TimeSampling = Literal["uniform", "logit_normal"]
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,29 @@ class Denoising(nn.Module):
             al. 2024).
         alpha_bars: squared signal at each timestep, a scheduler's `alphas_cumprod` (noise and v);
             by default Stable Diffusion's.
+
+    Raises:
+        InputError: there is no such prediction or sampling, or they don't go together.
     """
 
     def __init__(
         self,
         prediction: Prediction = "flow",
-        time_sampling: Literal["uniform", "logit_normal"] = "uniform",
+        time_sampling: TimeSampling = "uniform",
         alpha_bars: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if prediction not in (known := get_args(Prediction)):
+            raise InputError(f"prediction {prediction!r} doesn't exist; give {' or '.join(known)}.")
+        if time_sampling not in (known := get_args(TimeSampling)):
+            raise InputError(
+                f"time_sampling {time_sampling!r} doesn't exist; give {' or '.join(known)}."
+            )
+        if prediction != "flow" and time_sampling != "uniform":
+            raise InputError(
+                f"time_sampling {time_sampling!r} is for flows, and this denoiser predicts "
+                f"{prediction!r}; leave it out."
+            )
         self.prediction, self.time_sampling = prediction, time_sampling
         if alpha_bars is None:
             betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

@@ -36,6 +36,9 @@ class Guided(Distillation):
         task: what the denoiser predicts.
         null: the condition without a prompt, (...) per entry, no batch dimension: the `empty` of
             `pared.worlds.datasets.LatentData`. Entries that aren't in it stay those of the batch.
+
+    Raises:
+        InputError: there are no weights from `w_min` to `w_max`.
     """
 
     def __init__(
@@ -47,6 +50,11 @@ class Guided(Distillation):
         null: dict[str, Tensor] | None = None,
     ) -> None:
         super().__init__(task, output=1.0, feature=0.0, truth=0.0)
+        if not 0 <= w_min <= w_max:
+            raise InputError(
+                f"guidance weights from {w_min:g} to {w_max:g} can't be drawn; give w_min from 0 "
+                "up to w_max."
+            )
         self.w_min, self.w_max, self.weighting, self.null = w_min, w_max, weighting, null or {}
 
     def bind(self, student: nn.Module, teacher: nn.Module, data: Any = None) -> "Guided":

@@ -27,6 +27,7 @@ from pared.speech.encoders import (
 )
 from pared.speech.recognition.filterbank import start_as_filterbank
 from pared.training import train
+from pared.training.processes import saved_once
 from pared.worlds.draws import Draw
 from pared.worlds.readers.items import report
 from pared.worlds.speech.audio import RATE
@@ -79,7 +80,7 @@ def run(recipe: Recipe, folder: Path, build: Build) -> Any:
         place = folder / f"stage-{number}"
         if not train(model, objective, data, stage.training, place).finished:
             return None
-    save(model, folder / "model", extractor)
+    saved_once(folder / "model", lambda place: save(model, place, extractor))
     return model
 
 

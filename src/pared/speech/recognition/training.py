@@ -14,6 +14,7 @@ from pared.speech.recognition.model import Recogniser, check_folder, load
 from pared.speech.recognition.pretrained import check_changes, is_pretrained, recogniser_on
 from pared.speech.recognition.vocabulary import characters_in, tokenizer_of
 from pared.training import train
+from pared.training.processes import saved_once
 from pared.worlds.house import folder_of
 from pared.worlds.speech.characters import BLANK, Characters
 from pared.worlds.speech.data import TranscriptData
@@ -80,7 +81,7 @@ def run(recipe: Recipe, folder: Path, build: Build) -> Recogniser | None:
         place = folder / f"stage-{number}"
         if not train(recogniser.model, CTC(), data, stage.training, place).finished:
             return None
-    recogniser.save(folder / "model")
+    saved_once(folder / "model", recogniser.save)
     return recogniser
 
 

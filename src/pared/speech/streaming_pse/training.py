@@ -11,6 +11,7 @@ from pared.objectives.enhancement import Enhancement
 from pared.speech.streaming_pse.method import StreamingPSE
 from pared.speech.streaming_pse.model import StreamingPSEModel, load
 from pared.training import train
+from pared.training.processes import saved_once
 from pared.worlds.house import folder_of
 from pared.worlds.readers.speech import read_noises
 from pared.worlds.speech.data import EnhancementData
@@ -64,7 +65,7 @@ def run(recipe: Recipe, folder: Path, build: Build) -> StreamingPSEModel | None:
     model = build(recipe.model) if start is None else load(folder_of(start))
     if not taught(model, data_of(recipe.data), recipe, folder):
         return None
-    model.save_pretrained(folder / "model")
+    saved_once(folder / "model", model.save_pretrained)
     return model
 
 
