@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import pared
 from pared.errors import InputError
@@ -97,3 +98,23 @@ def test_a_pipeline_says_its_task_where_nobody_else_does(task, tmp_path, monkeyp
         return
     assert told[0].prediction == "noise"
     assert torch.equal(told[0].alpha_bars, scheduler.alphas_cumprod)
+
+
+def test_half_precision_heals_in_float32_and_keeps_its_types(tmp_path):
+    original = teacher()
+    student = pared.convert(student_of(original), pared.EDiT())
+    for model in (original, student):
+        model.to(torch.bfloat16)
+    kept = student.transformer_blocks[0].scale_shift_table
+    kept.data = kept.data.float()  # as some models keep some
+    before = {name: weight.clone() for name, weight in student.named_parameters()}
+    # So small a step is rounded away in bfloat16.
+    changes = {"steps": 3, "batch_size": 2, "learning_rate": 1e-5}
+    run = pared.heal(student, original, data(teacher()), tmp_path, **changes)
+    assert run.finished and kept.dtype == torch.float32
+    types = {name: weight.dtype for name, weight in student.named_parameters()}
+    assert types == {name: weight.dtype for name, weight in before.items()}
+    assert {weight.dtype for weight in original.parameters()} == {torch.bfloat16}
+    trained = load_file(next(tmp_path.glob("checkpoint-*")) / "model.safetensors")
+    moved = [name for name in before if not torch.equal(trained[name], before[name].float())]
+    assert moved and {trained[name].dtype for name in moved} == {torch.float32}

@@ -1,11 +1,14 @@
 """Healing: train a converted model against the model it came from, as its methods' papers do."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pared import anatomy
 from pared.errors import InputError
@@ -27,7 +30,8 @@ def heal(
     """Train `student` in place until it paints like `teacher`.
 
     The objective is that of the student's last conversion whose paper has one of its own; where
-    none has, it is the denoiser's task.
+    none has, it is the denoiser's task. Meanwhile both are in float32, where small steps aren't
+    rounded away, and afterwards in their own types again; `precision="bf16"` computes in bfloat16.
 
     Args:
         student: a converted model (or a pipeline that holds one).
@@ -66,7 +70,45 @@ def heal(
         trainable = tuple(pattern for m in healed for pattern in m.trainable(family))
         settings = TrainingSettings(steps=1000, learning_rate=1e-4, trainable=trainable)
     settings = TrainingSettings(**(settings.model_dump() | changes))
-    return train(student, objective, data, settings, folder, on_step)
+    with in_float32(student, teacher):
+        return train(student, objective, data, settings, folder, on_step)
+
+
+@contextmanager
+def in_float32(*models: nn.Module) -> Iterator[None]:
+    """Within the context models are in float32; behind it every weight in its own type again."""
+    before = [types_of(model) for model in models]
+    for model in models:
+        nn.Module.to(model, torch.float32)  # diffusers' own `to` would warn
+    try:
+        yield
+    finally:
+        for model, types in zip(models, before, strict=True):
+            retype(model, types)
+
+
+def types_of(model: nn.Module) -> dict[str, torch.dtype]:
+    """The type of every weight and buffer of a model that is of real numbers."""
+    return {name: tensor.dtype for name, tensor in _floating(model)}
+
+
+def retype(
+    model: nn.Module, types: dict[str, torch.dtype], others: torch.dtype | None = None
+) -> None:
+    """Put weights and buffers into their types.
+
+    Args:
+        model: is changed in place.
+        types: by name.
+        others: of what isn't among them; None: as they are.
+    """
+    for name, tensor in _floating(model):
+        tensor.data = tensor.data.to(types.get(name, others or tensor.dtype))
+
+
+def _floating(model: nn.Module) -> list[tuple[str, Tensor]]:
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    return [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
 
 
 def task_of(pipeline: Any, **settings: Any) -> Denoising:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from pared import anatomy, checkpoint, info
 from pared.errors import InputError
 from pared.few_step import rounds
-from pared.healing import student_of, task_of
+from pared.healing import in_float32, student_of, task_of
 from pared.method import Conversion, Model, convert, denoiser, parse, replace_denoiser, stack_of
 from pared.training import TrainingSettings, train
 from pared.training.processes import saved_once, this_process
@@ -406,11 +406,6 @@ def check(recipe: Recipe) -> None:
                 "file or a dataset's name."
             )
     methods = [parse(spec) for spec in recipe.model.methods]
-    if methods and cls is not None and not sound and recipe.pipeline is None:
-        raise InputError(
-            f"methods convert denoisers, and {recipe.model.class_} is to be saved alone; give a "
-            "[pipeline], or leave model.methods out."
-        )
     for stage in recipe.stages:
         table = recipe.objective_of(stage)
         _objective(table, methods=methods)
@@ -534,7 +529,9 @@ def _go_on(recipe: Recipe, folder: Path) -> Any:
             named = tuple(p for m in stack_of(student) for p in m.trainable(family))
             settings = settings.model_copy(update={"trainable": named})
         go = rounds.train if isinstance(objective, rounds.Rounds) else train
-        if not go(student, objective, data, settings, folder / f"stage-{number}").finished:
+        with in_float32(student, teacher):
+            run = go(student, objective, data, settings, folder / f"stage-{number}")
+        if not run.finished:
             return None
     replace_denoiser(pipeline, student)
     if isinstance(objective, rounds.Rounds):

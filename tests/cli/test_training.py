@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import pared
 from pared import recipe as recipes
+from pared.cli.heal import items_of, latents_for, to_accelerator
 from pared.training import loop
 from pared.worlds import emoji
+from tests.recipes import pipelines as toys
 from tests.signals import ctrl_c
 
 RECIPE = """
@@ -215,6 +218,52 @@ def test_heal(run, tmp_path, pipeline, student, photos):
     assert changed and all(".attn1." in name for name in changed), "only what is new learns"
     log = (tmp_path / "healed.training" / "log.jsonl").read_text().splitlines()
     assert json.loads(log[-1])["step"] == 2
+
+
+def test_half_precision_heals_in_float32_and_stays_half(run, tmp_path, pipeline, photos):
+    """Of the teacher, too."""
+    pared.save(pared.load(pipeline).to(torch.bfloat16), tmp_path / "half")
+    result = run("convert", "half", "--with", "edit", "-o", "student")
+    assert result.exit_code == 0, result.output
+    result = heal(run, "half", "--steps", 2)
+    assert result.exit_code == 0, result.output
+    assert "float32" not in result.output
+    before, after = weights_of(tmp_path / "student"), weights_of(tmp_path / "healed")
+    assert {weight.dtype for weight in after.values()} == {torch.bfloat16}
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    words = ["--with", "edit", "--data", "photos", "--steps", 1, "--batch-size", 2, "--count", 1]
+    result = run("layers", "half", *words, "--error", 1e9, "-o", "found")
+    assert result.exit_code == 0, result.output
+    found = weights_of(tmp_path / "found" / "model")
+    assert {weight.dtype for weight in found.values()} == {torch.bfloat16}
+
+
+def weights_of(folder):
+    """Those of a pipeline's denoiser, as saved."""
+    return load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+def test_pipelines_encode_on_the_accelerator(pipeline):
+    assert to_accelerator(pared.load(pipeline)).device.type != "cpu"
+
+
+@pytest.mark.parametrize("words", [["heal", "student", "--teacher"], ["layers"]])
+def test_encoders_are_taken_to_where_training_runs(run, pipeline, student, photos, words):
+    moved, steps = [], ["--steps", 1, "--batch-size", 2, "--data", "photos", "-o", "out"]
+    steps += ["--with", "edit", "--count", 1] if words == ["layers"] else []
+    name = f"pared.cli.{words[0]}.to_accelerator"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(name, lambda pipe: moved.append(pipe) or pipe)
+        result = run(*words, pipeline, *steps)
+    assert result.exit_code == 0, result.output
+    assert len(moved) == 1
+
+
+def test_pictures_of_a_model_that_knows_no_size(photos):
+    """FLUX's configuration has none: its pipeline paints 1024 pixels."""
+    data = latents_for(toys.pipeline("flux"), list(items_of(str(photos)))[:1])
+    assert data.latents.shape == (1, 16, 128, 128)
 
 
 def test_an_interrupted_healing(run, tmp_path, pipeline, student, photos):

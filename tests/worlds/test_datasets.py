@@ -4,13 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.recipes.pipelines import pipeline
+from tests.recipes.pipelines import pipeline, vae
 
 from pared import anatomy
 from pared.anatomy import presets
 from pared.errors import InputError
 from pared.training.data import beside, generator_for
-from pared.worlds.datasets import Balanced, LatentData, balanced_weights, latents_of
+from pared.worlds.datasets import (
+    Balanced,
+    LatentData,
+    balanced_weights,
+    encode_latents,
+    latents_of,
+)
 
 
 class Numbers:
@@ -85,6 +91,28 @@ def test_the_pipeline_of_a_family_encodes_its_own_data(kind, entries):
     for name, width in entries.items():
         assert len(batch[name]) == 3
         assert width is None or batch[name].shape[-1] == width
+
+
+def test_an_autoencoder_gets_large_pictures_one_by_one():
+    seen, net = [], vae(4).eval()
+    net.encoder.register_forward_pre_hook(lambda net, args: seen.append(tuple(args[0].shape)))
+    for count, side in ((130, 64), (2, 1024)):
+        encode_latents(net, torch.zeros(count, 3, side, side, dtype=torch.uint8))
+    assert seen == [(128, 3, 64, 64), (2, 3, 64, 64), *[(1, 3, 1024, 1024)] * 2]
+
+
+@torch.no_grad()
+def test_an_autoencoder_that_overflows_in_float16_encodes_in_float32():
+    """What it computes is beyond 65504 on the way, as SDXL's is."""
+    net = vae(4).eval()
+    net.encoder.conv_in.weight.mul_(2e5)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    net.half()
+    mean, std = encode_latents(net, images)
+    assert mean.isfinite().all() and std.isfinite().all()
+    assert net.dtype == torch.float16, "it stays what it was"
+    net.register_to_config(force_upcast=False)
+    assert encode_latents(net, images)[0].isnan().any()
 
 
 def test_prompts_are_dropped_with_every_entry_of_their_condition():

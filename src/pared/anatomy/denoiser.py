@@ -22,6 +22,9 @@ from pared.errors import InputError
 # Prompts that text encoders get at once.
 ENCODED_AT_ONCE = 256
 
+# Where diffusers' pipelines take the shift of a dynamic schedule to be: image tokens and shift.
+SHORT, LONG = (256, 0.5), (4096, 1.15)
+
 
 class OfCall:
     """An attribute of a `Grid`: what the last call in this thread set it to.
@@ -221,6 +224,16 @@ class Denoiser(Family):
         """Channels of the latents that the input layer reads."""
         return cast(int, self.config.in_channels)
 
+    @property
+    def patch(self) -> int:
+        """Side of an image token in latent pixels; 1 where blocks see maps and no tokens."""
+        return getattr(self.config, "patch_size", None) or 1
+
+    @property
+    def sample_size(self) -> int:
+        """Side of the latents that the model is made for."""
+        return cast(int, self.config.sample_size)
+
     # The tokens of a call -------------------------------------------------------------------------
 
     def grid(self, site: Site) -> Grid:
@@ -255,6 +268,24 @@ class Denoiser(Family):
     def told(self, timestep: Tensor) -> Tensor:
         """What the stock pipeline tells the model at timesteps of its scheduler, from 0 to 1000."""
         return timestep
+
+    def set_timesteps(self, scheduler: Any, steps: int, size: tuple[int, int]) -> None:
+        """Set a scheduler as the stock pipeline sets it.
+
+        Args:
+            scheduler: of diffusers; it is changed in place.
+            steps: that users ask for; schedulers of second order make more of them.
+            size: height and width of the latents.
+        """
+        scheduler.set_timesteps(steps, **self._schedule(scheduler, size))
+
+    def _schedule(self, scheduler: Any, size: tuple[int, int]) -> dict[str, Any]:
+        """What `set_timesteps` of a scheduler is told beside the steps."""
+        told: dict[str, Any] = {"device": self.model.device}
+        if scheduler.config.get("use_dynamic_shifting"):
+            height, width = size
+            told["mu"] = _shift(scheduler.config, (height // self.patch) * (width // self.patch))
+        return told
 
     def denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
@@ -384,8 +415,8 @@ class Denoiser(Family):
     def _latents(
         self, batch: int, height: int | None, width: int | None, generator: torch.Generator | None
     ) -> Tensor:
-        """Random latents in the size that the configuration knows, unless another is given."""
-        height, width = height or self.config.sample_size, width or self.config.sample_size
+        """Random latents in the size that the model is made for, unless another is given."""
+        height, width = height or self.sample_size, width or self.sample_size
         return self._random(batch, self.channels, height, width, generator=generator)
 
     def _take(self, condition: dict[str, Tensor], name: str) -> Tensor:
@@ -424,3 +455,10 @@ class Denoiser(Family):
             channels: number of the features that it takes.
         """
         raise NotImplementedError
+
+
+def _shift(config: Any, tokens: int) -> float:
+    """mu of a dynamic schedule, on the line between a short and a long sequence."""
+    short, low = config.get("base_image_seq_len", SHORT[0]), config.get("base_shift", SHORT[1])
+    long, high = config.get("max_image_seq_len", LONG[0]), config.get("max_shift", LONG[1])
+    return low + (tokens - short) * (high - low) / (long - short)

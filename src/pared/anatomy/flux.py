@@ -8,6 +8,7 @@ by side, between shared layers; its feed-forward is no module of its own and hen
 
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from pared.errors import InputError
 
 # Latent pixels per token and side; fixed by the pipeline, in no configuration.
 PACK = 2
+
+# Side of the latents, of 1024 pixels; likewise.
+SAMPLE_SIZE = 128
 
 PARTS: Parts = {
     "norm1": "modulation",
@@ -94,6 +98,14 @@ class Flux(Denoiser):
         return self.config.in_channels // PACK**2
 
     @property
+    def patch(self) -> int:
+        return PACK
+
+    @property
+    def sample_size(self) -> int:
+        return SAMPLE_SIZE
+
+    @property
     def blocks(self) -> tuple[Block, ...]:
         double = [(p, m, PARTS) for p, m in self._list("transformer_blocks")]
         single = [(p, m, SINGLE_PARTS) for p, m in self._list("single_transformer_blocks")]
@@ -132,6 +144,13 @@ class Flux(Denoiser):
     def told(self, timestep: Tensor) -> Tensor:
         return timestep / 1000
 
+    def set_timesteps(self, scheduler: Any, steps: int, size: tuple[int, int]) -> None:
+        if scheduler.config.get("use_flow_sigmas"):
+            super().set_timesteps(scheduler, steps, size)
+        else:  # the pipeline has noise levels of its own
+            sigmas = np.linspace(1, 1 / steps, steps)
+            scheduler.set_timesteps(sigmas=sigmas, **self._schedule(scheduler, size))
+
     def _denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
     ) -> Tensor:
@@ -163,14 +182,7 @@ class Flux(Denoiser):
         return {"text": text, "pooled": pooled}
 
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
-        # The configuration knows no sample size; the pipeline's is 128 (1024 pixels).
-        latents = self._random(
-            batch,
-            self.channels,
-            height or 128,
-            width or 128,
-            generator=generator,
-        )
+        latents = self._latents(batch, height, width, generator)
         length = 512 if text_tokens is None else text_tokens
         text = self._random(batch, length, self.config.joint_attention_dim, generator=generator)
         pooled = self._random(batch, self.config.pooled_projection_dim, generator=generator)

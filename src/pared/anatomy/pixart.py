@@ -1,12 +1,16 @@
 """PixArt-alpha, -Sigma: `PixArtTransformer2DModel`; text by cross-attention, shared modulation."""
 
-from typing import Any, ClassVar
+import inspect
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from pared.anatomy.base import Block, Parts, block_of
 from pared.anatomy.denoiser import Denoiser
+
+# Pixels per latent pixel of the autoencoders that these models were trained with.
+VAE_SCALE = 8
 
 PARTS: Parts = {"attn1": "self_attention", "attn2": "cross_attention", "ff": "feed_forward"}
 
@@ -39,13 +43,28 @@ class PixArt(Denoiser):
             encoder_hidden_states=self._take(condition, "text"),
             encoder_attention_mask=self._take(condition, "mask"),
             timestep=timestep,
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            added_cond_kwargs=self._size_of(latents),
             return_dict=False,
         )[0]
 
+    def _size_of(self, latents: Tensor) -> dict[str, Tensor | None]:
+        """Height and width in pixels (batch, 2) and their ratio (batch, 1), where they're read."""
+        if not cast(Any, self.model).use_additional_conditions:
+            return {"resolution": None, "aspect_ratio": None}
+        height, width = latents.shape[-2:]
+        size = latents.new_tensor([VAE_SCALE * height, VAE_SCALE * width])
+        ratio = latents.new_tensor([height / width])
+        return {
+            "resolution": size.expand(len(latents), -1),
+            "aspect_ratio": ratio.expand(len(latents), -1),
+        }
+
     def encode(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
-        # Padding is masked out, so that a shorter one changes nothing.
-        longest = max(map(len, pipeline.tokenizer(prompts).input_ids))
+        # Padding is masked out, so that a shorter one changes nothing. The pipeline puts prompts in
+        # lower case, which may take more tokens.
+        ids = pipeline.tokenizer(pipeline._text_preprocessing(prompts)).input_ids
+        most = inspect.signature(pipeline.encode_prompt).parameters["max_sequence_length"].default
+        longest = min(most, max(map(len, ids)))
 
         def some(prompts: list[str]) -> tuple[Tensor, ...]:
             return pipeline.encode_prompt(

@@ -269,7 +269,13 @@ class UNet(Denoiser):
             text, _, pooled, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)
             return text, pooled
 
-        return dict(zip(("text", "pooled"), self._encoded(some, prompts), strict=False))
+        found = dict(zip(("text", "pooled"), self._encoded(some, prompts), strict=False))
+        if "pooled" in found and pipeline.config.get("force_zeros_for_empty_prompt"):
+            # SDXL's unconditional pass reads zeros, and no empty prompt that was encoded.
+            empty = torch.tensor([not prompt for prompt in prompts])
+            for entry in found.values():
+                entry[empty] = 0
+        return found
 
     def example(self, batch=1, height=None, width=None, text_tokens=None, generator=None):
         latents = self._latents(batch, height, width, generator)

@@ -78,6 +78,10 @@ class Wan(Denoiser):
             for index, (path, module) in enumerate(self._list("blocks"))
         )
 
+    @property
+    def patch(self) -> int:
+        return self.config.patch_size[-1]
+
     def _grid_source(self, site: Site) -> tuple[nn.Module, Grid]:
         return self.model, VideoGrid(self.config.patch_size)
 

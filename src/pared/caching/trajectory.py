@@ -12,20 +12,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pared import anatomy
-from pared.anatomy.flux import PACK
-from pared.method import denoiser
+from pared.errors import InputError
+from pared.method import denoiser, denoisers
 from pared.runtime import Clock
 from pared.training import generator_for
 
 Condition = dict[str, Tensor]
-
-# Where diffusers' pipelines take the shift of a dynamic schedule to be: image tokens and shift.
-SHORT, LONG = (256, 0.5), (4096, 1.15)
 
 
 @dataclass(frozen=True)
@@ -76,25 +72,9 @@ def scheduler_for(pipeline: Any, steps: int, size: tuple[int, int]) -> Any:
         steps: that users ask for; schedulers of second order make more of them.
         size: height and width of the latents.
     """
-    model: Any = anatomy.unwrap(denoiser(pipeline))
     own = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
-    packed = anatomy.of(model).name == "flux"
-    call: dict[str, Any] = {"device": model.device}
-    if own.config.get("use_dynamic_shifting"):
-        patch = PACK if packed else model.config.patch_size
-        call["mu"] = _shift(own.config, (size[0] // patch) * (size[1] // patch))
-    if packed and not own.config.get("use_flow_sigmas"):
-        own.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), **call)
-    else:
-        own.set_timesteps(steps, **call)
+    anatomy.of(denoiser(pipeline)).set_timesteps(own, steps, size)
     return own
-
-
-def _shift(config: Any, tokens: int) -> float:
-    """mu of a dynamic schedule, on the line between a short and a long sequence."""
-    short, low = config.get("base_image_seq_len", SHORT[0]), config.get("base_shift", SHORT[1])
-    long, high = config.get("max_image_seq_len", LONG[0]), config.get("max_shift", LONG[1])
-    return low + (tokens - short) * (high - low) / (long - short)
 
 
 @dataclass(frozen=True)
@@ -129,6 +109,9 @@ class Trajectories:
         steps: rounds of the loop.
         shape: of a sample's latents, (channels, [frames,] height, width).
         scheduler: at the beginning; never stepped.
+
+    Raises:
+        InputError: the pipeline has two denoisers.
     """
 
     def __init__(
@@ -138,6 +121,11 @@ class Trajectories:
         guidance: float = 1.0,
         size: tuple[int, ...] | None = None,
     ) -> None:
+        if len(denoisers(pipeline)) > 1:
+            raise InputError(
+                f"this {type(pipeline).__name__} has two denoisers, and its last steps run the "
+                "second; only along runs of a single denoiser can be learned, of Wan 2.1, say."
+            )
         self.family = anatomy.of(denoiser(pipeline))
         sides = dict(zip(("width", "height", "frames"), reversed(size or ()), strict=False))
         example = self.family.example(1, **sides, text_tokens=1, generator=torch.Generator())

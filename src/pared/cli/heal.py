@@ -1,4 +1,7 @@
-"""`pared heal`: train a converted model against the one it came from."""
+"""`pared heal`: train a converted model against the one it came from.
+
+Denoisers train in float32, whatever type their weights came in, and are written back in that type.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +68,11 @@ def command(
     common.check_writable(output)
     from pared import checkpoint
     from pared.healing import heal, task_of
+    from pared.training.processes import saved_once
 
     checkpoint.check_replaceable(output)
     items = items_of(source)
-    target, pipeline = student_source.load(), teacher_source.load()
+    target, pipeline = student_source.load(), to_accelerator(teacher_source.load())
     changes = {name: value for name, value in changes.items() if value is not None}
     state = output.with_name(f"{output.name}.training")
     data = latents_for(pipeline, items)
@@ -78,7 +82,8 @@ def command(
             f"--{name.replace('_', '-')}": value for name, value in changes.items()
         }
         common.stopped(ctx, "heal", [student], options)
-    click.echo(f"healed in {run.steps} steps: {checkpoint.save(target, output)}")
+    saved_once(output, lambda place: checkpoint.save(target, place))
+    click.echo(f"healed in {run.steps} steps: {output}")
     click.echo(f"log and last checkpoint: {state}")
 
 
@@ -101,6 +106,13 @@ def items_of(source: str) -> Any:
     return read(source)
 
 
+def to_accelerator(pipeline: Any) -> Any:
+    """The pipeline, moved to where this process will train, so that its encoders run there too."""
+    from pared.training.processes import this_process
+
+    return pipeline.to(this_process().device)
+
+
 def latents_for(pipeline: Any, items: Any, split: str = "train") -> Dataset:
     """Captioned images as the pipeline's own latents and text embeddings.
 
@@ -117,8 +129,7 @@ def latents_for(pipeline: Any, items: Any, split: str = "train") -> Dataset:
     from pared.worlds import datasets
 
     family = anatomy.of(denoiser(pipeline))
-    size = family.config.sample_size * pipeline.vae_scale_factor
-    images, captions = _pictures(items, size, split)
+    images, captions = _pictures(items, family.sample_size * pipeline.vae_scale_factor, split)
     return datasets.latents_of(pipeline, images, captions)
 
 

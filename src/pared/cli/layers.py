@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from pared.cli import common
-from pared.cli.heal import EMOJI, items_of, latents_for
+from pared.cli.heal import EMOJI, items_of, latents_for, to_accelerator
 from pared.cli.models import ModelName, locate
 from pared.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from pared.layerwise import Curve
@@ -91,7 +92,7 @@ def command(
     common.check_writable(output)
     from pared import checkpoint, layerwise
     from pared.bench.bill import bill
-    from pared.healing import task_of
+    from pared.healing import in_float32, retype, task_of, types_of
     from pared.method import denoiser, replace_denoiser
 
     (method,) = common.conversions_of([spec])
@@ -101,27 +102,31 @@ def command(
         )
     items = items_of(source)
     training_items, measuring_items = _parted(items, count)
-    pipeline = place.load()
+    pipeline = to_accelerator(place.load())
     teacher, task = denoiser(pipeline), task_of(pipeline)
+    types, usual = types_of(teacher), cast("torch.dtype", teacher.dtype)
     data = latents_for(pipeline, training_items)
     aside = latents_for(pipeline, measuring_items, split="heldout")
-    healed = layerwise.heal_layers(teacher, method, data, output / "training", task, **training)
-    if healed is None:
-        options = {"--with": spec, "--data": source, "-o": output} | {
-            f"--{name.replace('_', '-')}": value for name, value in training.items()
-        }
-        common.stopped(ctx, "layers", [model], options)
+    with in_float32(teacher):
+        healed = layerwise.heal_layers(teacher, method, data, output / "training", task, **training)
+        if healed is None:
+            options = {"--with": spec, "--data": source, "-o": output} | {
+                f"--{name.replace('_', '-')}": value for name, value in training.items()
+            }
+            common.stopped(ctx, "layers", [model], options)
 
-    def multiply_adds(denoising: nn.Module) -> float:
-        replace_denoiser(pipeline, denoising)
-        return bill(pipeline, height=size, width=size).per_pass
+        def multiply_adds(denoising: nn.Module) -> float:
+            replace_denoiser(pipeline, denoising)
+            return bill(pipeline, height=size, width=size).per_pass
 
-    curve = layerwise.search(teacher, healed, method, aside, task, multiply_adds, count)
-    (output / "curve.json").write_text(curve.to_json() + "\n")
-    if error is not None:
-        chosen = curve.within(error)
-        replace_denoiser(pipeline, layerwise.assemble(teacher, healed, method, chosen.layers))
-        checkpoint.save(pipeline, output / "model")
+        curve = layerwise.search(teacher, healed, method, aside, task, multiply_adds, count)
+        (output / "curve.json").write_text(curve.to_json() + "\n")
+        if error is not None:
+            chosen = curve.within(error)
+            found = layerwise.assemble(teacher, healed, method, chosen.layers)
+            retype(found, types, usual)
+            replace_denoiser(pipeline, found)
+            checkpoint.save(pipeline, output / "model")
     if as_json:
         common.print_json(curve.to_dict())
     else:

@@ -256,8 +256,10 @@ def pixels_of(folder: Path) -> tuple[int, int]:
     """The side of a latent pixel and that of a token, in pixels."""
     stages = config_of(folder, "vae/config.json").get("block_out_channels", USUAL_STAGES)
     denoiser = config_of(folder, "transformer/config.json") | config_of(folder, "unet/config.json")
-    # A number, or of videos time, height and width.
+    # A number, or of videos time, height and width; FLUX's pipelines pack the tokens themselves.
     patch = denoiser.get("patch_size") or 1
+    if str(denoiser.get("_class_name")).startswith("Flux"):
+        patch = 2
     scale = 2 ** (len(stages) - 1)
     return scale, scale * (patch[-1] if isinstance(patch, list) else patch)
 

@@ -18,7 +18,7 @@ from pared.guidance import classifier_free
 from pared.guidance.sampling import refuse_guidance, scheduler_with
 from pared.method import Conversion, denoiser, stack_of
 from pared.objectives.endpoint import Gaussian, prior_of, reads_source, standard
-from pared.worlds.datasets import encode_latents
+from pared.worlds.datasets import encode_latents, upcast
 from pared.worlds.tasks import Task, get
 
 Condition = dict[str, Tensor]
@@ -67,7 +67,8 @@ def sample(
         endpoint = prior(*source, conditions["both"])
     names = classifier_free.passes(*scales)
     with _scheduler(pipeline, endpoint if prior is not None else None) as scheduler:
-        scheduler.set_timesteps(steps, device=model.device)
+        height, width = endpoint.mean.shape[-2:]
+        anatomy.of(model).set_timesteps(scheduler, steps, (height, width))
         takes = inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if "generator" in takes else {}
         y = endpoint.draw(generator or torch.default_generator).to(model.device, model.dtype)
@@ -171,8 +172,12 @@ def _source(
 
 def unit_of(pipeline: Any) -> int:
     """What sides of pictures must be multiples of, in pixels."""
-    scale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
-    return scale * (getattr(denoiser(pipeline).config, "patch_size", None) or 1)
+    return _scale(pipeline) * anatomy.of(denoiser(pipeline)).patch
+
+
+def _scale(pipeline: Any) -> int:
+    """Pixels per latent pixel."""
+    return 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
 
 
 def _shape(
@@ -184,9 +189,7 @@ def _shape(
     """Of the latents to paint: those of the given picture, or of the size asked for."""
     if source is not None:
         return tuple(source[0].shape)
-    config: Any = denoiser(pipeline).config
-    scale = unit_of(pipeline) // (getattr(config, "patch_size", None) or 1)
-    side = config.sample_size
+    side, scale = anatomy.of(denoiser(pipeline)).sample_size, _scale(pipeline)
     height, width = (side, side) if size is None else (size[0] // scale, size[1] // scale)
     return count, pipeline.vae.config.latent_channels, height, width
 
@@ -228,5 +231,6 @@ def _conditions(
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """Pictures in [0, 1] from latents on the denoiser's scale, (batch, 3, height, width)."""
     shift = vae.config.shift_factor or 0.0
-    pixels = vae.decode((latents / vae.config.scaling_factor + shift).to(vae.dtype)).sample
+    with upcast(vae):
+        pixels = vae.decode((latents / vae.config.scaling_factor + shift).to(vae.dtype)).sample
     return (pixels.float() / 2 + 0.5).clamp(0, 1)

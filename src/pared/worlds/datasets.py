@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,6 +16,9 @@ from pared.errors import InputError
 from pared.method import denoiser
 from pared.training.data import Dataset
 from pared.worlds.readers import Item, Items
+
+# What an autoencoder gets at once: 128 pictures of 64 x 64 pixels, or one of 1024 x 1024.
+PIXELS_AT_ONCE = 128 * 64 * 64
 
 
 def tokenize(tokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -243,15 +247,39 @@ class LatentData:
 
 
 @torch.no_grad()
-def encode_latents(vae, images: Tensor, batch_size: int = 128) -> tuple[Tensor, Tensor]:
-    """Posterior means and standard deviations of uint8 `images`, on the autoencoder's own scale."""
+def encode_latents(vae, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior means and standard deviations of uint8 `images`, on the denoiser's scale.
+
+    Args:
+        vae: an `AutoencoderKL`.
+        images: (count, 3, height, width).
+
+    Returns:
+        Two float32 tensors on the CPU, both (count, channels, latent height, latent width).
+    """
     means, stds = [], []
     shift = vae.config.shift_factor or 0.0
-    for chunk in images.split(batch_size):
-        posterior = vae.encode((chunk.float() / 127.5 - 1).to(vae.device, vae.dtype)).latent_dist
-        means.append((posterior.mean.float() - shift) * vae.config.scaling_factor)
-        stds.append(posterior.std.float() * vae.config.scaling_factor)
-    return torch.cat(means).cpu(), torch.cat(stds).cpu()
+    height, width = images.shape[-2:]
+    with upcast(vae):
+        for chunk in images.split(max(1, PIXELS_AT_ONCE // (height * width))):
+            pixels = (chunk.float() / 127.5 - 1).to(vae.device, vae.dtype)
+            posterior = vae.encode(pixels).latent_dist
+            means.append(((posterior.mean.float() - shift) * vae.config.scaling_factor).cpu())
+            stds.append((posterior.std.float() * vae.config.scaling_factor).cpu())
+    return torch.cat(means), torch.cat(stds)
+
+
+@contextmanager
+def upcast(vae: Any) -> Iterator[None]:
+    """Within the context an autoencoder in float32 that overflows in float16, such as SDXL's."""
+    overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast")
+    if overflows:
+        vae.float()
+    try:
+        yield
+    finally:
+        if overflows:
+            vae.half()
 
 
 def latents_of(pipeline: Any, images: Tensor, captions: list[str], drop: float = 0.1) -> LatentData:
