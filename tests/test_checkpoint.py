@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import resource
 import signal
 import warnings
@@ -9,15 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel
+from diffusers import PixArtTransformer2DModel, WanTransformer3DModel
 from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import pared
 from pared import anatomy
 from pared.anatomy import presets
 from pared.errors import InputError
 from pared.method import stack_of
+from tests.cli import toy_pipeline
 
 
 def toy(dtype: torch.dtype = torch.float32, *methods: str):
@@ -29,6 +32,13 @@ def output(model) -> torch.Tensor:
     family = anatomy.of(model)
     with torch.no_grad():
         return family.denoise(model, *family.example(generator=torch.Generator().manual_seed(3)))
+
+
+def small_output(model) -> torch.Tensor:
+    family = anatomy.of(model)
+    seed = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        return family.run(model, *family.example(generator=seed, **family.brief))
 
 
 def weights_file(folder: Path) -> Path:
@@ -107,6 +117,99 @@ def test_saving_replaces_a_model_and_leaves_no_traces(tmp_path):
     pared.save(toy(torch.float32, "sana"), tmp_path / "m")
     assert stack_of(pared.load(tmp_path / "m"))[0].info.slug == "sana"
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+# Types --------------------------------------------------------------------------------------------
+
+
+def types(pipeline) -> dict[str, torch.dtype]:
+    return {n: p.dtype for n, p in pipeline.components.items() if isinstance(p, nn.Module)}
+
+
+def painted(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    seed = torch.Generator().manual_seed(0)
+    size = {"height": 64, "width": 64, "use_resolution_binning": False}
+    found = pipeline("a", num_inference_steps=1, generator=seed, output_type="pt", **size)
+    return found.images
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    return pared.load(toy_pipeline.write(tmp_path / "pipeline"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_ordinary_pipeline_of_half_precision_comes_as_it_was_saved_and_paints(
+    pipeline, tmp_path, dtype
+):
+    pipeline.to(dtype).save_pretrained(tmp_path / "half")
+    again = pared.load(tmp_path / "half")
+    assert set(types(again).values()) == {dtype}
+    # Tables that aren't saved are as exact as ever; `to` had rounded them with the weights.
+    assert torch.allclose(painted(again), painted(pipeline), atol=0.05)
+    assert set(types(pared.load(tmp_path / "half", torch.float32)).values()) == {torch.float32}
+
+
+@pytest.mark.parametrize("by", ["pared", "diffusers"])
+@pytest.mark.parametrize("methods", [[], ["edit"]])
+def test_each_part_of_a_pipeline_keeps_its_own_type(pipeline, tmp_path, by, methods):
+    pared.convert(pipeline, *map(pared.parse, methods))
+    pipeline.transformer.to(torch.bfloat16)
+    pipeline.text_encoder.to(torch.bfloat16)
+    pared.save(pipeline, tmp_path / "mixed")
+    if by == "diffusers":  # and whoever tells nothing of types
+        about = json.loads((tmp_path / "mixed" / "pared.json").read_text())
+        (tmp_path / "mixed" / "pared.json").write_text(json.dumps(about | {"dtype": None}))
+    again = pared.load(tmp_path / "mixed")
+    halves = dict.fromkeys(("transformer", "text_encoder"), torch.bfloat16)
+    assert types(again) == types(pipeline) == {"vae": torch.float32} | halves
+    wanted = pipeline.transformer.state_dict()
+    assert all(torch.equal(v, wanted[k]) for k, v in again.transformer.state_dict().items())
+
+
+def test_one_type_in_a_sidecar_of_earlier_versions_is_that_of_all_parts(pipeline, tmp_path):
+    pipeline.text_encoder.to(torch.float16)
+    pared.save(pipeline, tmp_path / "m")
+    about = json.loads((tmp_path / "m" / "pared.json").read_text())
+    (tmp_path / "m" / "pared.json").write_text(json.dumps(about | {"dtype": "bfloat16"}))
+    assert set(types(pared.load(tmp_path / "m")).values()) == {torch.bfloat16}
+
+
+def test_the_type_is_that_of_most_weights_and_not_of_a_variant(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "m")
+    part = tmp_path / "m" / "vae"
+    tensors = load_file(weights_file(part))
+    half = {name: tensor.half() for name, tensor in tensors.items()}
+    save_file(half, part / "diffusion_pytorch_model.fp16.safetensors", metadata={"format": "pt"})
+    assert types(pared.load(tmp_path / "m"))["vae"] == torch.float32
+    mostly = half | {"encoder.conv_in.weight": tensors["encoder.conv_in.weight"]}
+    (part / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    save_file(mostly, weights_file(part), metadata={"format": "pt"})
+    assert types(pared.load(tmp_path / "m"))["vae"] == torch.float16
+
+
+def test_a_damaged_part_of_a_pipeline_is_named(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "m")
+    path = weights_file(tmp_path / "m" / "vae")
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(tmp_path / "m", f"{path} is damaged")
+
+
+def test_weights_that_diffusers_keeps_in_float32_stay_so(tmp_path):
+    """Wan's first parameter is one of them, and tells nothing of the model's type."""
+    # Large patches: few tokens in a clip of usual size.
+    presets.get("toy:wan").denoiser.make(patch_size=(1, 4, 4)).save_pretrained(tmp_path / "plain")
+    half = WanTransformer3DModel.from_pretrained(tmp_path / "plain", dtype=torch.bfloat16).eval()
+    wanted = {name: p.dtype for name, p in half.named_parameters()}
+    assert wanted["scale_shift_table"] == torch.float32
+    pared.save(half, tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "pared.json").read_text())["dtype"] == "bfloat16"
+    again = pared.load(tmp_path / "m", verify=True)
+    assert {name: p.dtype for name, p in again.named_parameters()} == wanted
+    assert torch.equal(small_output(again), small_output(half))
+    again = pared.load(tmp_path / "plain", torch.bfloat16)
+    assert again.scale_shift_table.dtype == torch.float32 and again.dtype == torch.bfloat16
 
 
 # What goes wrong --------------------------------------------------------------------------------
@@ -226,6 +329,65 @@ def test_a_full_disk_leaves_the_old_model(tmp_path):
         signal.signal(signal.SIGXFSZ, ignored)
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
     assert torch.equal(output(pared.load(tmp_path / "m")), output(first))
+
+
+def test_a_folder_that_cannot_be_swapped_in_leaves_the_old_model(tmp_path, monkeypatch):
+    first = toy(torch.float32, "edit")
+    pared.save(first, tmp_path / "m")
+    replace = os.replace
+
+    def only_aside(source, target):
+        if Path(target) == tmp_path / "m" and not Path(source).name.endswith("-old"):
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", only_aside)
+    with pytest.raises(InputError, match="nothing was changed there"):
+        pared.save(toy(torch.float32, "sana"), tmp_path / "m")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    assert torch.equal(output(pared.load(tmp_path / "m")), output(first))
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    pared.save(toy(torch.float32, "edit"), tmp_path / "disk" / "m")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "m")
+    pared.save(toy(torch.float32, "sana"), tmp_path / "link")
+    assert stack_of(pared.load(tmp_path / "disk" / "m"))[0].info.slug == "sana"
+    assert (tmp_path / "link").is_symlink()
+    assert {p.name for p in tmp_path.iterdir()} == {"disk", "link"}
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("methods", [[], ["edit"], ["lora:r=2"]])
+def test_adapters_that_another_library_put_in_are_not_saved_until_they_are_fused(tmp_path, methods):
+    from peft import LoraConfig
+
+    model = presets.build("toy:sd3", device="cpu")
+    pared.convert(model, *map(pared.parse, methods))
+    pared.save(model, tmp_path / "m")
+    before = small_output(model)
+    settings = LoraConfig(r=2, target_modules=["proj_out"], init_lora_weights=False)
+    model.add_adapter(settings, adapter_name="style")
+    for target in (model, torch.compile(model, backend="eager")):
+        with pytest.raises(InputError, match=r"carries adapters of peft.*unload_lora_weights"):
+            pared.save(target, tmp_path / "m")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    assert torch.equal(small_output(pared.load(tmp_path / "m")), before)
+    if not methods:
+        model.fuse_lora()
+        model.unload_lora()
+        fused = pared.load(pared.save(model, tmp_path / "m"))
+        assert torch.equal(small_output(fused), small_output(model))
+        assert not torch.allclose(small_output(fused), before)
+
+
+def test_adapters_of_a_pipelines_part_are_not_saved(pipeline, tmp_path):
+    from peft import LoraConfig
+
+    pipeline.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(InputError, match="the text_encoder carries adapters of peft"):
+        pared.save(pipeline, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
 
 
 def test_copies_of_a_converted_model_are_independent():

@@ -784,6 +784,26 @@ def test_a_cache_of_diffusers_on_the_same_model_is_refused():
     undo.close()
 
 
+@pytest.mark.parametrize("spec", ["attention-map-reuse", "re-ttention:warmup=1,keep=0.25"])
+def test_an_attention_processor_that_was_replaced_since_is_refused_and_stays(spec):
+    way = next(way for way in WAYS if way.name == "sd")
+    pipe = way.build()
+    handle = pared.apply(pipe, pared.parse(spec))
+    way.paint(pipe)
+    counted = copy.deepcopy(handle.stats)
+    pipe.enable_attention_slicing(1)
+    theirs = pipe.unet.attn_processors
+    wanted = (
+        r"attention processor of \S+ of this UNet2DConditionModel was replaced since by a Sliced"
+    )
+    with pytest.raises(InputError, match=wanted):
+        way.paint(pipe)
+    assert handle.stats == counted
+    handle.remove()
+    assert all(now is theirs[name] for name, now in pipe.unet.attn_processors.items())
+    way.paint(pipe)
+
+
 def test_a_part_that_was_replaced_since_is_refused():
     transformer = presets.build("toy:flux", device="cpu")
     family = anatomy.of(transformer)

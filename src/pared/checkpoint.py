@@ -2,9 +2,9 @@
 
 A saved model is the folder that diffusers or transformers would write (safetensors, `config.json`)
 plus one file, `pared.json`: the conversions in order, library versions, a digest of every weight
-file, and a fingerprint of the model's output on fixed inputs. Loading builds the model from its own
-configuration on the meta device, replays the conversions, fills the weights and refuses unknown or
-missing names. Nothing is ever unpickled.
+file, the type of the weights (of a pipeline each part's), and a fingerprint of the model's output
+on fixed inputs. Loading builds the model from its own configuration on the meta device, replays the
+conversions, fills the weights and refuses unknown or missing names. Nothing is ever unpickled.
 """
 
 import copy
@@ -12,13 +12,15 @@ import hashlib
 import importlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +38,13 @@ DEPTHS = (
     "encoder_layers",
     "decoder_layers",
 )
+# Types that models compute in, as safetensors calls them; narrower ones are ways of storing.
+TYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 
 
 def save(target: Any, folder: str | Path, max_shard_size: str = "10GB") -> Path:
@@ -54,12 +63,14 @@ def save(target: Any, folder: str | Path, max_shard_size: str = "10GB") -> Path:
         The folder.
 
     Raises:
-        InputError: the folder holds something that is not a model, or can't be written.
+        InputError: the folder holds something that is not a model, or can't be written; or
+            adapters that another library loaded are on the model.
     """
     folder = Path(folder)
     check_replaceable(folder)
     # A pipeline saves its components as they are; a bare model is taken out of its wrappers first.
     plain = target if hasattr(target, "components") else anatomy.unwrap(target)
+    _check_adapters(plain)
 
     def write(beside: Path) -> None:
         plain.save_pretrained(beside, max_shard_size=max_shard_size, **_own_names(plain))
@@ -79,7 +90,7 @@ def load(
 
     Args:
         folder: the folder.
-        dtype: type of the weights; by default the one that the saved model had.
+        dtype: type of the weights; by default as saved, each part of a pipeline in its own.
         device: where to put them.
         verify: also run the model once and compare with the output that it had when it was saved.
 
@@ -96,7 +107,8 @@ def load(
     if (folder / SIDECAR).exists():
         sidecar |= _read_json(folder / SIDECAR)
     _check_files(folder, sidecar["files"])
-    if dtype is None and sidecar["dtype"]:
+    # One type is a single model's, or in folders of earlier versions that of a whole pipeline.
+    if dtype is None and isinstance(sidecar["dtype"], str):
         dtype = getattr(torch, sidecar["dtype"])
     if (folder / "model_index.json").exists():
         found = _load_pipeline(folder, sidecar, dtype, device)
@@ -149,24 +161,26 @@ def replaced_by(folder: Path, write: Callable[[Path], None]) -> None:
     Raises:
         InputError: the place can't be written or the disk is full; what was there before stays.
     """
-    folder = folder.absolute()
     try:
+        folder = folder.resolve()  # a link stays one
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise InputError(
             f"{folder} can't be written ({error.strerror}); choose another folder."
         ) from None
+    old = beside.with_name(beside.name + "-old")
     try:
         write(beside)
         beside.chmod(0o755)
         if folder.exists():
-            old = beside.with_name(beside.name + "-old")
             os.replace(folder, old)
+        try:
             os.replace(beside, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(beside, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
@@ -174,6 +188,23 @@ def replaced_by(folder: Path, write: Callable[[Path], None]) -> None:
         ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_adapters(target: Any) -> None:
+    """Refuse layers of peft that another library put in: loading wouldn't know of them.
+
+    Adapters of pared's own are replayed as conversions, and leave no `peft_config` behind.
+    """
+    parts = target.components if hasattr(target, "components") else {"": target}
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module) or not hasattr(part, "peft_config"):
+            continue
+        if any(hasattr(module, "get_base_layer") for module in part.modules()):
+            raise InputError(
+                f"the {name or type(part).__name__} carries adapters of peft, which can't be saved "
+                "with it; fuse them (fuse_lora, then unload_lora_weights) or take them off first."
+            )
 
 
 def check_replaceable(folder: Path) -> None:
@@ -209,9 +240,17 @@ def _sidecar(target: Any, folder: Path) -> dict[str, Any]:
         "files": {
             str(p.relative_to(folder)): digest(p) for p in sorted(folder.rglob("*.safetensors"))
         },
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": _types(target),
         "fingerprint": fingerprint(model),
     }
+
+
+def _types(target: Any) -> str | dict[str, str]:
+    """The type of a model's weights, or that of every part of a pipeline."""
+    if hasattr(target, "components"):
+        parts = {n: getattr(part, "dtype", None) for n, part in target.components.items()}
+        return {n: str(kind).removeprefix("torch.") for n, kind in parts.items() if kind}
+    return str(cast(Any, anatomy.unwrap(target)).dtype).removeprefix("torch.")
 
 
 def _own_names(model: Any) -> dict[str, bool]:
@@ -266,19 +305,44 @@ def _load_pipeline(
 ) -> Any:
     from diffusers import DiffusionPipeline
 
+    types = {"default": dtype} if dtype else _own_types(folder, sidecar["dtype"] or {})
     replaced = {}
     for name in {step["target"] for step in sidecar["stack"]}:
         steps = [s for s in sidecar["stack"] if s["target"] == name]
-        replaced[name] = _load_model(folder / name, steps, dtype, device)
-    keywords = {} if dtype is None else {"dtype": dtype}
+        replaced[name] = _load_model(folder / name, steps, types.get(name, dtype), device)
     try:
         with _unasked_types():
             pipeline = DiffusionPipeline.from_pretrained(
-                folder, use_safetensors=True, **absent_parts(folder), **replaced, **keywords
+                folder, use_safetensors=True, dtype=types, **absent_parts(folder), **replaced
             )
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{folder} can't be opened as a pipeline: {_first_line(error)}.") from None
     return pipeline.to(device)
+
+
+def _own_types(folder: Path, told: dict[str, str]) -> dict[str, torch.dtype]:
+    """The type of each part of a pipeline, as the sidecar tells it or else the weight files.
+
+    Left to themselves, diffusers would take float32 and transformers what was saved.
+    """
+    if told:
+        return {name: getattr(torch, kind) for name, kind in told.items()}
+    found = {part.name: _type_in(part) for part in folder.iterdir() if part.is_dir()}
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
+def _type_in(folder: Path) -> torch.dtype | None:
+    """The type that most weights in a folder have; None where there are none to compute with."""
+    count: Counter[str] = Counter()
+    for path in folder.glob("*.safetensors"):
+        if "." in path.stem:  # a variant, such as model.fp16.safetensors
+            continue
+        with _weights(path) as weights:
+            for key in weights.keys():  # noqa: SIM118 (not a dict)
+                one = weights.get_slice(key)
+                count[one.get_dtype()] += math.prod(one.get_shape())
+    usual = [TYPES[name] for name, _ in count.most_common() if name in TYPES]
+    return usual[0] if usual else None
 
 
 def absent_parts(place: str | Path) -> dict[str, None]:
@@ -384,27 +448,31 @@ def _fill(model: nn.Module, folder: Path, dtype: torch.dtype | None, device: tor
     wanted = dict(model.named_parameters()) | dict(_persistent_buffers(model))
     left = set(wanted)
     for path in files:
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as weights:
-                for key in weights.keys():  # noqa: SIM118 (not a dict)
-                    if key not in wanted:
-                        raise InputError(
-                            f"{path} has a weight {key!r} that the model doesn't know."
-                        )
-                    _set(
-                        model, key, _fitting(weights.get_tensor(key), wanted[key], path, key), dtype
-                    )
-                    left.discard(key)
-        except SafetensorError as error:
-            raise InputError(
-                f"{path} is damaged ({_first_line(error)}); copy the model again."
-            ) from None
+        with _weights(path, device) as weights:
+            for key in weights.keys():  # noqa: SIM118 (not a dict)
+                if key not in wanted:
+                    raise InputError(f"{path} has a weight {key!r} that the model doesn't know.")
+                tensor = _fitting(weights.get_tensor(key), wanted[key], path, key)
+                _set(model, key, tensor, _wide_enough(model, key, tensor, dtype))
+                left.discard(key)
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise InputError(f"{folder} lacks the weight {min(left)!r}{more}.")
     if hasattr(model, "tie_weights"):  # a weight under two names is saved under one
         model.tie_weights()
     _rebuild_buffers(model, device)
+
+
+@contextmanager
+def _weights(path: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
+    """A file of safetensors, open; one that is damaged is refused."""
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as weights:
+            yield weights
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path} is damaged ({_first_line(error)}); copy the model again."
+        ) from None
 
 
 def _fitting(tensor: torch.Tensor, wanted: torch.Tensor, path: Path, key: str) -> torch.Tensor:
@@ -414,6 +482,16 @@ def _fitting(tensor: torch.Tensor, wanted: torch.Tensor, path: Path, key: str) -
             f"{tuple(wanted.shape)}."
         )
     return tensor
+
+
+def _wide_enough(
+    model: nn.Module, key: str, tensor: torch.Tensor, dtype: torch.dtype | None
+) -> torch.dtype | None:
+    """The type for a weight: diffusers keeps some, such as Wan's tables, in more than the rest."""
+    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
+    if dtype is None or set(kept).isdisjoint(key.split(".")):
+        return dtype
+    return torch.promote_types(tensor.dtype, dtype)
 
 
 def _set(model: nn.Module, key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> None:

@@ -545,13 +545,13 @@ def _opened(source: str) -> Any:
     from diffusers import DiffusionPipeline
 
     place = folder_of(source)
-    if (Path(place) / checkpoint.SIDECAR).exists():
-        return checkpoint.load(place)
-    try:
-        return DiffusionPipeline.from_pretrained(place, **checkpoint.absent_parts(place))
-    except OSError as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(f"the pipeline {source} can't be had: {reason}.") from None
+    if not Path(place).is_dir():
+        try:
+            place = DiffusionPipeline.download(place, use_safetensors=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise InputError(f"the pipeline {source} can't be had: {reason}.") from None
+    return checkpoint.load(place)
 
 
 def _to_accelerator(pipeline: Any) -> None:

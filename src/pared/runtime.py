@@ -77,7 +77,7 @@ come by have other tokens than those kept. At such a call the others find nothin
 they keep is gone behind it.
 
 What would make a method lie is refused: a cache of diffusers or cache-dit on the same model, and a
-part of the model that was replaced since the method was attached to it.
+part of the model, or an attention's processor that the method put there, that was replaced since.
 
 A deep copy of a model carries its run-time methods along, with a clock of its own that starts
 afresh and belongs to no pipeline. The handle takes them off the original alone.
@@ -95,7 +95,7 @@ import torch
 from torch import Tensor, nn
 
 from pared import anatomy
-from pared.anatomy.base import part_of
+from pared.anatomy.base import Site, part_of
 from pared.detours import Around, Detour, detour
 from pared.errors import InputError
 from pared.keeping import Store, at_work, bytes_apart
@@ -163,6 +163,7 @@ class Clock:
     Attributes:
         on_call: called before each call of the denoiser, when the clock shows its time; what it
             returns is the `plan` of the call.
+        on_end: called behind each call that has succeeded, when `done` says what its sites did.
         stats: "runs" and "calls" so far, and "bytes", the most that was kept on the device at a
             time, by all threads together; with offloading also "offloaded", the most that was
             kept in main memory. Methods add what they count.
@@ -189,12 +190,14 @@ class Clock:
                 "steps; run-time methods work on the denoisers of diffusion models."
             )
         self._model, self._parts = model, dict(_parts(model))
+        self._processors: dict[str, Any] = {}
         self._require_untouched()
         self._pipeline = None if target is denoiser(target) else target
         self._rising = getattr(anatomy.of(model), "rising", False)
         self._known: Schedule | None = None
         self._given_steps = steps
         self.on_call: Callable[[], Any] | None = None
+        self.on_end: Callable[[], None] | None = None
         self.stats: dict[str, Any] = {"runs": 0, "calls": 0, "bytes": 0}
         self._keeping = at_work()
         if self._keeping is not None and self._keeping.offload:
@@ -225,6 +228,25 @@ class Clock:
         stage.clocks.append(self)
         self._threads, self._lock, self._held = first._threads, first._lock, first._held
         self.stats = first.stats
+
+    def put(self, site: Site, processor: Any, undo: ExitStack) -> None:
+        """Put a processor into an attention, and refuse runs that find another there.
+
+        Args:
+            site: the attention.
+            processor: of the method.
+            undo: gets what puts the one from before back, where ours is still there to be taken.
+        """
+        attn = cast(Any, site.module)
+        own = attn.processor
+
+        def restore() -> None:
+            if attn.processor is processor:
+                attn.set_processor(own)
+
+        undo.callback(restore)
+        attn.set_processor(processor)
+        self._processors[site.path] = processor
 
     @property
     def _hands(self) -> Hands:
@@ -353,6 +375,8 @@ class Clock:
         hands = self._hands
         hands.first, hands.passing = hands.next, {}
         self._count(hands.done)
+        if self.on_end is not None:
+            self.on_end()
         self._weigh(hands)
         over = hands.steps is not None and hands.step == hands.steps - 1
         if over or hands.left == "nothing":
@@ -412,6 +436,14 @@ class Clock:
                 raise InputError(
                     f"{path} of this {name} was replaced since a run-time method was attached to "
                     "it (an adapter came or went, say); take the method off and attach it again."
+                )
+        for path, processor in self._processors.items():
+            if (now := cast(Any, self._parts[path]).processor) is not processor:
+                raise InputError(
+                    f"the attention processor of {path} of this {name} was replaced since by a "
+                    f"{type(now).__name__} (attention slicing or an IP-Adapter, say), and the "
+                    "run-time method does nothing there any more; take the method off and attach "
+                    "it again, on other attentions where that is to stay."
                 )
 
     def _begins(

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 from diffusers import DDIMScheduler, PixArtSigmaPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 import pared
 from pared import anatomy
@@ -91,6 +92,21 @@ def test_a_run_shorter_than_the_warmup_is_the_models_own(pipe):
         assert torch.equal(paint(pipe, 4), base)
     stats = handle.stats["re-ttention"]
     assert stats["sparse_steps"] == stats["bytes"] == 0 and stats["full_steps"] == 4
+
+
+def test_steps_are_counted_by_what_the_attentions_did(pipe):
+    own = pipe.transformer.attn_processors
+
+    def replace(step, timestep, latents):
+        if step == 2:
+            pipe.transformer.set_attn_processor(AttnProcessor2_0())
+
+    with pared.apply(pipe, QUICK) as handle:
+        paint(pipe, callback=replace)
+    stats = handle.stats["re-ttention"]
+    # Of the steps 0, 1 and [2]; from there on nothing of it ran.
+    assert (stats["full_steps"], stats["sparse_steps"], stats["calls"]) == (2, 1, 6)
+    pipe.transformer.set_attn_processor(own)
 
 
 def test_nothing_leaks_from_one_run_into_the_next(pipe):

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from functools import cache
+from functools import cache, partial
 
 import diffusers
 import pytest
@@ -18,9 +18,11 @@ from pared.anatomy import presets
 from pared.attention.edit import EDiT
 from pared.bench import bill_tables, costs
 from pared.bench.bill import Order, bill
+from pared.bench.metering import count
 from pared.bench.savings import savings
 from pared.bench.targets import read
 from pared.errors import InputError
+from tests.caching.pipelines import Way
 
 TOYS = [name for name in presets.names("denoiser") if name.startswith("toy:")]
 GIGA = 10**9
@@ -189,6 +191,24 @@ def test_half_precision_halves_the_bytes_and_no_arithmetic():
         assert half.kind(kind).activation_bytes * 2 == full.kind(kind).activation_bytes
 
 
+def test_a_live_models_weights_are_billed_in_the_types_that_they_have(tmp_path):
+    """Diffusers keeps Wan's tables and norms in float32, the first parameter among them."""
+    presets.build("toy:wan", "cpu").save_pretrained(tmp_path)
+    whole = diffusers.WanTransformer3DModel.from_pretrained(tmp_path)
+    half = diffusers.WanTransformer3DModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    size = {"height": 64, "width": 64, "frames": 1}
+    kinds = {name: p.dtype for name, p in half.named_parameters()}
+    twin = read(half).denoiser(None)
+    assert {name: p.dtype for name, p in twin.named_parameters()} == kinds
+    assert set(kinds.values()) == {torch.float32, torch.bfloat16}
+    assert {p.dtype for p in read(half).denoiser(torch.float16).parameters()} == {torch.float16}
+    bills = {kind: bill(model, **size) for kind, model in ((32, whole), (16, half))}
+    assert (bills[32].dtype, bills[16].dtype) == ("float32", "bfloat16")
+    assert bills[16].per_image == bills[32].per_image
+    held = sum(t.nbytes for t in (*half.parameters(), *half.buffers()))
+    assert sum(line.weight_bytes for line in bills[16].lines) == held
+
+
 def test_a_batch_costs_as_much_per_image():
     one, four = bill("toy:unet"), bill("toy:unet", batch=4)
     assert four.per_image == one.per_image == four.total / 4
@@ -270,6 +290,38 @@ def test_methods_settle_passes_and_tasks():
 def test_a_live_pipeline_runs_as_its_class_does_by_default():
     found = bill(pipeline("toy:pixart"))
     assert (found.steps, found.passes, found.text_tokens) == (20, 2, 300)
+
+
+SD = "StableDiffusion"
+EDITING = {"in_channels": 8}
+RUNS = [
+    (1, "unet", "LatentConsistencyModelPipeline", {"time_cond_proj_dim": 256}),
+    (1, "unet", f"{SD}Pipeline", {"time_cond_proj_dim": 256}),
+    (2, "unet", f"{SD}Pipeline", {}),
+    (3, "unet", f"{SD}PAGPipeline", {}),
+    (2, "unet", f"{SD}PAGPipeline", {"time_cond_proj_dim": 256}),
+    (3, "unet", f"{SD}InstructPix2PixPipeline", EDITING),
+    (3, "unet", f"{SD}XLInstructPix2PixPipeline", EDITING),
+    (3, "pixart", "PixArtSigmaPAGPipeline", {}),
+    (3, "sd3", f"{SD}3PAGPipeline", {"dual_attention_layers": (), "qk_norm": None}),
+    (1, "flux", "FluxPipeline", {"guidance_embeds": True}),
+    (1, "flux", "FluxControlPipeline", {"in_channels": 128, "out_channels": 64}),
+    (1, "flux", "FluxControlNetImg2ImgPipeline", {}),
+]
+
+
+@pytest.mark.parametrize(("passes", "family", "cls", "config"), RUNS)
+def test_passes_are_those_of_a_run_by_default(passes, family, cls, config):
+    flow = family in ("sd3", "flux")
+    scheduler = Way.scheduler if flow else partial(diffusers.LCMScheduler, steps_offset=1)
+    pictured = "Control" in cls or "Pix2Pix" in cls
+    call = {"use_resolution_binning": False} if family == "pixart" else {}
+    way = Way(cls, family, cls, 1, scheduler, call, config, pictured)
+    pipe = way.build()
+    model = pared.method.denoiser(pipe)
+    counted = count(lambda: way.paint(pipe, 2), model)
+    assert counted.passes == passes * counted.calls
+    assert read(pipe).passes == passes
 
 
 def test_a_folder_costs_what_it_was_saved_from_with_conversions_and_without_weights(tmp_path):

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
+import accelerate
 import pytest
 import torch
 from diffusers import (
@@ -17,7 +18,9 @@ from diffusers import (
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     WanPipeline,
+    WanTransformer3DModel,
 )
+from diffusers.hooks import apply_group_offloading
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 import pared
@@ -35,9 +38,10 @@ from pared.bench.distances import mmd
 from pared.bench.figures import Figure
 from pared.bench.judge import judge_of, weight_digest
 from pared.bench.quality import as_images, paired_mmd
-from pared.bench.subjects import PipelineSubject, Sample
+from pared.bench.subjects import PipelineSubject, Sample, open_target
 from pared.bench.timing import interleave, summarize
 from pared.errors import InputError
+from pared.guidance.guidance_distillation import GuidanceDistillation
 from pared.info import Info
 from pared.method import Claim, Handle, RuntimeMethod, denoiser
 from pared.worlds.house.tokenizer import train_tokenizer
@@ -336,6 +340,11 @@ def test_commands_say_how_each_arm_was_painted(pipe):
     plain = PipelineSubject(pipe, [Sample("x", 0)], {"guidance_scale": 2.0})
     command = command_of(Arm("base", "base", plain), "m")
     assert command == "pared sample m x --guidance 2.0 --steps 20 -o picture.png"
+    # In another type than it was saved in.
+    typed = command_of(arms["base"], "house:pixart", "bfloat16")
+    assert typed == f"{sample} {size} --steps 8 -o picture.png --dtype bfloat16"
+    typed = command_of(arms["both"], "house:pixart", "bfloat16")
+    assert "--with edit --dtype bfloat16 -o student && " in typed and typed.count("--dtype") == 1
 
 
 def test_a_method_whose_checks_fail_is_not_timed(pipe, tmp_path, monkeypatch):
@@ -552,6 +561,17 @@ def test_a_preset_is_timed_with_random_weights(world):
     assert any("weights are random" in note for note in report.notes)
 
 
+def test_the_type_is_not_that_of_the_weights_that_diffusers_keeps_in_float32(
+    world, tmp_path, monkeypatch
+):
+    presets.build("toy:wan", device="cpu").save_pretrained(tmp_path)
+    model = WanTransformer3DModel.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    world.tick(model.blocks[0], 1.0)
+    report = pared.bench(model, {"again": []}, rounds=1, height=8, width=8)
+    assert report.conditions["dtype"] == "bfloat16"
+    assert report.rows[0].figures["weight_bytes"].value == sum(p.nbytes for p in model.parameters())
+
+
 def test_class_labels_are_prompts_too(world):
     parts = {n: presets.build("toy:dit", device="cpu", component=n) for n in ("denoiser", "vae")}
     pipe = DiTPipeline(parts["denoiser"], parts["vae"], DDIMScheduler())
@@ -588,6 +608,63 @@ def test_a_run_costs_what_its_bill_says(family):
     assert counted.total == expected.per_pass
     for kind, macs in counted.macs.items():
         assert macs == expected.kind(kind).macs, kind
+
+
+# Students, and weights that rest elsewhere --------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_student_of_guidance_is_called_once_a_step_at_its_scale(pipe):
+    pared.convert(pipe, GuidanceDistillation())
+    family = anatomy.of(pipe.transformer)
+    embedder = pipe.transformer.get_submodule(family.timestep_embedders[0])
+    torch.nn.init.ones_(embedder.guidance.linear_2.weight)
+    by_hand = family.input("guidance_weight")
+    by_hand.value = torch.tensor(1.0)
+    call, sample = {"num_inference_steps": 2, **SIZE}, Sample("red apple", 0)
+    subject = PipelineSubject(pipe, [sample], call | {"guidance_scale": 4.0})
+    counted = metering.count(subject.run, subject.model)
+    assert counted.calls == counted.passes == 2
+    painted = subject.run()
+    assert by_hand.value == 1.0, "the user's own weight is lost"
+    plain = PipelineSubject(pipe, [sample], call | {"guidance_scale": 2.0})
+    assert not torch.equal(plain.run(), painted)
+    pipe.set_progress_bar_config(disable=True)
+    by_hand.value = torch.tensor(3.0)
+    settings = call | {"guidance_scale": 1.0, "use_resolution_binning": False, "output_type": "pt"}
+    wanted = pipe("red apple", generator=torch.Generator().manual_seed(0), **settings).images
+    torch.testing.assert_close(painted, wanted)
+
+
+def moved_as_a_whole(model):
+    accelerate.cpu_offload_with_hook(model, torch.device("cuda:0"))
+
+
+def moved_by_groups(model):
+    apply_group_offloading(model, torch.device("cuda:0"), offload_type="leaf_level")
+
+
+@pytest.mark.parametrize("offload", [moved_as_a_whole, moved_by_groups])
+def test_an_offloaded_pipeline_is_where_it_computes(pipe, offload):
+    """Nothing runs here, so that no accelerator is needed."""
+    offload(pipe.transformer)
+    assert {p.device.type for p in pipe.transformer.parameters()} == {"cpu"}
+    opened, _ = open_target(pipe, "cuda")
+    subject = PipelineSubject(opened, [], {})
+    base = Arm("base", "base", subject)
+    assert session.Session({"base": base}, "base", 1, 1, []).device == "cuda:0"
+    with pytest.raises(InputError, match=r'"other" lies on cpu and "base" on cuda:0'):
+        arms_of(subject, {"other": presets.build("toy:pixart", device="cpu")}, "base")
+
+
+def test_weights_that_are_fetched_layer_by_layer_are_measured(pipe):
+    for part in (pipe.text_encoder, pipe.transformer, pipe.vae):
+        accelerate.cpu_offload(part, "cpu")
+    report = run(pipe, {"again": []}, steps=2, rounds=1, quality=False)
+    assert report.conditions["machine"]["device"] == "cpu"
+    assert report.row("again").figures["seconds"].value == 2.5
+    with pytest.raises(InputError, match=r"fetched layer by layer .* give it the whole pipeline"):
+        pared.bench(pipe.transformer, {"again": []})
 
 
 # Refusals ---------------------------------------------------------------------------------------

@@ -123,11 +123,13 @@ def test_claims_are_paired_by_seed(bench):
         "static_mean": {0: figures(2.0), 1: figures(9.0), 2: figures(3.0)},
         "static_vector": {0: figures(1.0)},
         bench.module.HALF: {0: figures(0.5)},
+        AVERAGED: {0: figures(2.0), 2: figures(4.5)},
     }
     claims = {claim.key: claim for claim in bench.module.claims_of(done, "some steps")}
     assert (claims["cross-over-static"].ours, claims["cross-over-static"].seeds) == (1.5, (0, 2))
     assert claims["cross-over-static"].spread == pytest.approx(2**-0.5, abs=1e-4)
     assert claims["half-size-over-static"].ours == -1.5
+    assert "attention gives 0.75 dB less" in claims["cross-over-static"].note
     vector = claims["half-size-over-vector"]
     assert vector.ours == -0.5 and not vector.holds and vector.spread is None
     assert claims["flips"].holds and claims["flips"].seeds == (0, 2)

@@ -390,6 +390,11 @@ def test_what_cannot_be_learned_is_refused(pipe, tmp_path):
     unet = pipelines.pipeline("unet")
     with pytest.raises(InputError, match=r"harmonica can't be used on UNet2DConditionModel"):
         learn(unet, conditions, tmp_path, **SHORT)
+    two = next(way for way in WAYS if way.family == "wan").build()
+    two.register_modules(transformer_2=presets.build("toy:wan", device="cpu"))
+    with pytest.raises(InputError, match="this WanPipeline has two denoisers"):
+        learn(two, conditions, tmp_path, **SHORT | {"size": (2, 8, 8)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_higher_price_means_less_computing(pipe, tmp_path):

@@ -19,6 +19,20 @@ def test_caches_of_other_libraries_stand_beside_or_are_noted(run, pipeline):
     assert found["front"] == []
 
 
+def test_arms_run_in_the_type_that_is_asked_for_and_their_commands_say_so(run, pipeline):
+    words = ["--with", "taylorseer", "--against", pipeline, "--steps", 2, "--rounds", 1]
+    words += ["--prompt", "a", "--speed-only", "--json", "--dtype", "bfloat16"]
+    result = run("bench", pipeline, *words)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["conditions"]["dtype"] == "bfloat16"
+    rows = {row["name"]: row for row in found["rows"]}
+    sample = f"pared sample {pipeline} a --steps 2 -o picture.png --dtype bfloat16"
+    assert rows["base"]["command"] == rows[str(pipeline)]["command"] == sample
+    sizes = {rows[name]["figures"]["weight_bytes"]["value"] for name in ("base", str(pipeline))}
+    assert sizes == {2 * rows["base"]["figures"]["parameters"]["value"]}
+
+
 @pytest.mark.parametrize(
     "words, part",
     [
@@ -31,6 +45,7 @@ def test_caches_of_other_libraries_stand_beside_or_are_noted(run, pipeline):
         ),
         (["PIPE", "--peers", "-o", "."], "is a folder; give the name of a file, e.g. figures.json"),
         (["PIPE", "--peers", "--width", "60"], "--width 60 doesn't work"),
+        (["toy:dit", "--with", "sana", "--dtype", "float16"], "leave --dtype out"),
         (["toy:dit", "--peers"], "a cache of another library needs a whole pipeline"),
     ],
 )

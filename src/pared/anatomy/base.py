@@ -212,10 +212,11 @@ class Family(ABC):
         """
 
     def _random(self, *shape: int, generator: torch.Generator | None) -> Tensor:
-        parameter = next(self.model.parameters())
-        if parameter.device.type == "meta":
-            return torch.empty(shape, dtype=parameter.dtype, device="meta")
-        return torch.randn(shape, generator=generator).to(parameter)
+        # Not the first parameter's type: Wan's is a table that diffusers keeps in float32.
+        model = cast(Any, self.model)
+        if model.device.type == "meta":
+            return torch.empty(shape, dtype=model.dtype, device="meta")
+        return torch.randn(shape, generator=generator).to(model.device, model.dtype)
 
     # Finding and replacing modules ----------------------------------------------------------------
 

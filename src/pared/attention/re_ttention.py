@@ -121,11 +121,10 @@ class Rettention(RuntimeMethod):
         with ExitStack() as undo:
             plan = Plan(self, Clock(pipeline, undo), len(sites))
             for site in sites:
-                attn = cast(Any, site.module)
+                own = cast(Any, site.module).processor
                 # The hook that measures the grid stays behind: it changes nothing, others share it.
                 ours = _processor(site, family.grid(site), Reshape(plan, site.path))
-                undo.callback(attn.set_processor, attn.processor)
-                attn.set_processor(Switch(plan, site.path, attn.processor, ours))
+                plan.clock.put(site, Switch(plan, site.path, own, ours), undo)
             return Handle(undo.pop_all(), (self,), plan.clock.stats)
 
 
@@ -188,7 +187,7 @@ class Plan:
     def __init__(self, settings: Rettention, clock: Clock, sites: int) -> None:
         self.settings, self.clock = settings, clock
         clock.stats |= {"sites": sites, "full_steps": 0, "sparse_steps": 0}
-        clock.on_call = self.decide
+        clock.on_call, clock.on_end = self.decide, self.count
 
     @property
     def mode(self) -> Mode:
@@ -196,10 +195,13 @@ class Plan:
         return cast(Mode, self.clock.plan)
 
     def decide(self) -> Mode:
-        mode = self.settings.mode(self.clock.step)
-        if self.clock.call == 0:
-            self.clock.stats["sparse_steps" if mode == "sparse" else "full_steps"] += 1
-        return mode
+        return self.settings.mode(self.clock.step)
+
+    def count(self) -> None:
+        """Count a step, behind its first call, by what the attentions did."""
+        done = self.clock.done.values()
+        if done and self.clock.call == 0:
+            self.clock.stats["sparse_steps" if "reused" in done else "full_steps"] += 1
 
 
 class Reshape:

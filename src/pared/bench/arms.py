@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from pared import anatomy, method
-from pared.bench.subjects import PipelineSubject, Subject
+from pared.bench.subjects import PipelineSubject, Subject, device_of
 from pared.errors import InputError
 from pared.method import Conversion, Method, RuntimeMethod
 
@@ -125,7 +125,7 @@ def _with_methods(subject: Subject, name: str, methods: list[Method]) -> Arm:
 
 
 def _check_devices(arms: dict[str, Arm]) -> None:
-    places = {name: next(arm.subject.model.parameters()).device for name, arm in arms.items()}
+    places = {name: device_of(arm.subject.model) for name, arm in arms.items()}
     first, *others = places
     for name in others:
         if places[name] != places[first]:

@@ -283,7 +283,7 @@ class Order:
             passes=passes,
             batch=self.batch,
             text_tokens=self.text_tokens or 0,
-            dtype=str(next(denoiser.parameters()).dtype).removeprefix("torch."),
+            dtype=str(denoiser.dtype).removeprefix("torch."),
             lines=(*own, *(_asked(line, passes) for line in self._rest)),
             notes=tuple(self.notes),
             models=math.ceil(self.tasks / serves),

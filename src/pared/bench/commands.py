@@ -17,7 +17,7 @@ OPTIONS = {"guidance_scale": "--guidance", "height": "--height", "width": "--wid
 SETTLED = ("use_resolution_binning", "clean_caption")
 
 
-def command_of(arm: Arm, model: str) -> str:
+def command_of(arm: Arm, model: str, dtype: str | None = None) -> str:
     """What to type for the first picture of an arm.
 
     Where the bench converted a copy, a command that converts goes before. Caches of other
@@ -26,6 +26,7 @@ def command_of(arm: Arm, model: str) -> str:
     Args:
         arm: of a bench.
         model: where the arm's pipeline comes from, as commands take it; "" where nobody knows.
+        dtype: that it was loaded in, e.g. "bfloat16"; by default as saved.
 
     Returns:
         The command; "" where there is none: for bare denoisers, and where a method or an argument
@@ -40,14 +41,16 @@ def command_of(arm: Arm, model: str) -> str:
     words = [word for name, value in call.items() for word in (OPTIONS[name], str(value))]
     if (steps := arm.steps or subject.steps) is not None:
         words += ["--steps", str(steps)]
+    typed = [] if dtype is None else ["--dtype", dtype]
     if any(isinstance(method, Peer) for method in arm.methods):
-        return shlex.join(["pared", "bench", model, "--peers", *_prompts(subject), *words])
+        return shlex.join(["pared", "bench", model, "--peers", *_prompts(subject), *words, *typed])
     if any(method.info.slug not in info.registry() for method in arm.stack):
         return ""
     words = [str(subject.samples[0].prompt), *_with(arm.methods), *words, "-o", "picture.png"]
     if not arm.converted:
-        return shlex.join(["pared", "sample", model, *words])
-    convert = shlex.join(["pared", "convert", model, *_with(arm.converted), "-o", "student"])
+        return shlex.join(["pared", "sample", model, *words, *typed])
+    converted = [*_with(arm.converted), *typed, "-o", "student"]
+    convert = shlex.join(["pared", "convert", model, *converted])
     return f"{convert} && {shlex.join(['pared', 'sample', 'student', *words])}"
 
 

@@ -254,7 +254,7 @@ def _conditions(subject: PipelineSubject, name: str | None) -> Conditions:
     return Conditions(
         model=str(place or type(subject.target).__name__),
         sampler=type(subject.target.scheduler).__name__,
-        dtype=str(next(subject.model.parameters()).dtype).removeprefix("torch."),
+        dtype=str(subject.model.dtype).removeprefix("torch."),
         call=subject.settings,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -18,7 +18,11 @@ from pared.errors import InputError
 
 
 def report(
-    session: Session, title: str, conditions: dict[str, Any], models: Mapping[str, str]
+    session: Session,
+    title: str,
+    conditions: dict[str, Any],
+    models: Mapping[str, str],
+    dtype: str | None = None,
 ) -> Report:
     """What was found, in words and figures.
 
@@ -27,9 +31,10 @@ def report(
         title: what was benched.
         conditions: under which.
         models: by arm, where its pipeline comes from, as commands take it.
+        dtype: that the commands load it in; by default as saved.
     """
     names = [n for n in session.order() if not session.qualities or n in session.qualities]
-    rows = [_row(session, name, models) for name in names]
+    rows = [_row(session, name, models, dtype) for name in names]
     sound = session.timings.verdict.notes
     arms = [(r.name, r.kind, r.figures.get("ratio"), r.verdict) for r in rows[1:]]
     images = {n: i.permute(0, 2, 3, 1).numpy() for n, i in session.images.items() if n in names}
@@ -44,9 +49,10 @@ def report(
     )
 
 
-def _row(session: Session, name: str, models: Mapping[str, str]) -> Row:
+def _row(session: Session, name: str, models: Mapping[str, str], dtype: str | None) -> Row:
     arm, look, quality = session.arms[name], session.looks[name], session.qualities.get(name)
     figures = _costs(session, name) | _times(session, name) | (quality.figures if quality else {})
+    place = models.get(name if arm.kind == "model" else session.base, "")
     finding = verdicts.Finding(
         unhealed=arm.kind == "converted" and any(m.info.training for m in arm.stack),
         timing=session.timings.get(name),
@@ -66,7 +72,7 @@ def _row(session: Session, name: str, models: Mapping[str, str]) -> Row:
         bill={kind: float(macs) for kind, macs in look.count.macs.items()},
         verdict="" if name == session.base else verdicts.verdict(finding),
         psnr=tuple(quality.psnr[:KEPT].tolist()) if quality and quality.psnr is not None else (),
-        command=command_of(arm, models.get(name if arm.kind == "model" else session.base, "")),
+        command=command_of(arm, place, dtype),
     )
 
 
@@ -124,7 +130,7 @@ def _times(session: Session, name: str) -> dict[str, Figure]:
 def _least_seconds(session: Session, name: str) -> float | None:
     """The least time that this machine can need for one denoiser call."""
     look, model = session.looks[name], session.arms[name].subject.model
-    kind = next(model.parameters()).dtype
+    kind = cast(Any, model).dtype
     macs = look.count.per_pass * look.count.passes / max(1, look.count.calls)
     try:
         return floor(session.device).seconds(2 * macs, _weight_bytes(model), kind) or None

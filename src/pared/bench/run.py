@@ -43,6 +43,7 @@ def bench(
     device: str | None = None,
     peers: bool = False,
     models: Mapping[str, str] | None = None,
+    dtype: str | None = None,
     **call: Any,
 ) -> Report:
     """Measures time, cost and quality of several ways to run one model, side by side.
@@ -74,6 +75,8 @@ def bench(
         peers: also an arm for every cache of diffusers and cache-dit that works on the pipeline.
         models: by arm, what the commands of the report call its model, e.g. {"base":
             "house:pixart"}; by default where it was loaded from.
+        dtype: that the models were loaded in, e.g. "bfloat16", for these commands; by default as
+            saved.
         call: further arguments of the pipeline's call.
 
     Returns:
@@ -104,7 +107,7 @@ def bench(
         "seeds": seeds,
         "real_pictures": 0 if real is None else len(real),
     }
-    return report(session, title, conditions, known)
+    return report(session, title, conditions, known, dtype)
 
 
 def _given(
@@ -176,7 +179,7 @@ def _conditions(session: Session, subject: Subject, judge: Judge | None) -> dict
         "machine": machine(session.device),
         "versions": method.versions(),
         "denoiser": type(model).__name__,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "steps": subject.steps,
         **settings,
         "prompts": list(dict.fromkeys(str(s.prompt) for s in session.samples)),

@@ -14,7 +14,7 @@ from pared.bench import metering, selfcheck
 from pared.bench.arms import Arm, rival_steps
 from pared.bench.judge import Judge
 from pared.bench.quality import Quality, Yardstick
-from pared.bench.subjects import Sample
+from pared.bench.subjects import Sample, device_of
 from pared.bench.timing import Timing, Timings, interleave, peak_memory
 
 # Rounds that find out how long the base takes with fewer steps.
@@ -189,7 +189,7 @@ class Session:
     @property
     def device(self) -> str:
         """Where everything runs."""
-        return str(next(self.arms[self.base].subject.model.parameters()).device)
+        return str(device_of(self.arms[self.base].subject.model))
 
 
 def _look_at(arm: Arm, device: str) -> Look:

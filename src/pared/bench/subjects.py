@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pared import anatomy, method
 from pared.anatomy import presets
 from pared.bench.metering import Count
 from pared.errors import InputError
+from pared.guidance.guidance_distillation import one_pass
 
 # Captions of the emoji world (two of them held out) that make sense to any text-to-image model.
 PROMPTS = (
@@ -157,13 +159,13 @@ class PipelineSubject(Subject):
     def paint(self, samples: Sequence[Sample], steps: int | None = None) -> Tensor:
         steps = steps or self.steps
         count = {} if steps is None else {"num_inference_steps": steps}
-        with torch.no_grad():
+        with torch.no_grad(), _inputs_restored(self.model):
             output = self._pipeline(
                 **{self._prompt_name: [sample.prompt for sample in samples]},
                 generator=[torch.Generator().manual_seed(sample.seed) for sample in samples],
                 output_type="np",
                 **count,
-                **self._call,
+                **one_pass(self._pipeline, **self._call),
             )
         images = torch.as_tensor(output.images, dtype=torch.float32)
         return images.permute(0, 3, 1, 2).contiguous()
@@ -181,6 +183,18 @@ class PipelineSubject(Subject):
                 return self.model(*args, **kwargs)
 
         return call
+
+
+@contextmanager
+def _inputs_restored(model: nn.Module) -> Iterator[None]:
+    """What was put into a model's inputs by hand is back there at the end."""
+    inputs = list(getattr(anatomy.unwrap(model), "pared_inputs", {}).values())
+    before = [dict(vars(each)) for each in inputs]
+    try:
+        yield
+    finally:
+        for each, held in zip(inputs, before, strict=True):
+            vars(each).update(held)
 
 
 class ModelSubject(Subject):
@@ -276,12 +290,31 @@ def open_target(given: Any, device: str | None) -> tuple[Any, Known | None]:
         if not Path(folder).is_dir():
             presets.get(str(given))  # says which presets there are, and which is near
         return checkpoint.load(folder, device=device or "cpu"), None
-    has = next(method.denoiser(given).parameters()).device
+    model: Any = method.denoiser(given)
+    has = device_of(model)
     if has.type == "meta":
         raise InputError("the model lies on the meta device and can't be run; use pared.bill.")
+    if model is given and next(model.parameters()).device.type == "meta":
+        raise InputError(
+            "the denoiser's weights are fetched layer by layer when they are needed, and the bench "
+            "finds no device for the inputs that it makes; give it the whole pipeline, or the "
+            "denoiser without that offloading."
+        )
     if device is not None and torch.device(device).type != has.type:
         raise InputError(f"the model lies on {has}; move it with .to({str(device)!r}) first.")
     return given, None
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model computes, wherever offloading leaves its weights between two calls."""
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)  # of accelerate
+        if (place := getattr(hook, "execution_device", None)) is not None:
+            return torch.device(place)
+        registry = getattr(module, "_diffusers_hook", None)
+        if registry is not None and (group := registry.get_hook("group_offloading")) is not None:
+            return torch.device(group.config.onload_device)
+    return next(model.parameters()).device
 
 
 def _random(name: str, device: str | None) -> nn.Module:

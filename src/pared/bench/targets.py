@@ -79,9 +79,9 @@ def read(target: Any) -> Target:
     if hasattr(target, "components"):
         models = {n: part for n, part in target.components.items() if _is_model(part)}
         builds = {name: _live(part) for name, part in models.items() if _is_billed(name)}
-        return _of_pipeline(
-            type(target).__name__, type(target), builds, sorted(models.keys() - builds)
-        )
+        configs = {name: part.config for name, part in models.items()}
+        others = sorted(models.keys() - builds)
+        return _of_pipeline(type(target).__name__, type(target), builds, configs, others)
     anatomy.of(target)  # refuses what can't be read
     return _of_denoiser(type(anatomy.unwrap(target)).__name__, _live(target))
 
@@ -115,29 +115,43 @@ def _build_preset(name: str, part: str, dtype: torch.dtype | None) -> nn.Module:
 # Pipelines and models -------------------------------------------------------------------------
 
 
-def _of_pipeline(name: str, pipeline: type, builds: dict[str, Build], others: list[str]) -> Target:
-    denoiser = next((builds[n] for n in ("transformer", "unet") if n in builds), None)
+def _of_pipeline(
+    name: str,
+    pipeline: type,
+    builds: dict[str, Build],
+    configs: dict[str, Any],
+    others: list[str],
+) -> Target:
+    denoiser = next((n for n in ("transformer", "unet") if n in builds), None)
     if denoiser is None:
         raise InputError(f"{name} has neither a transformer nor a unet; give the denoiser itself.")
     defaults = {k: p.default for k, p in inspect.signature(pipeline.__call__).parameters.items()}
     return Target(
         name=name,
-        denoiser=denoiser,
+        denoiser=builds[denoiser],
         vae=builds.get("vae"),
         encoders={n: b for n, b in builds.items() if n.startswith("text_encoder")},
         steps=defaults.get("num_inference_steps", 1),
-        passes=_passes(defaults),
+        passes=_passes(defaults, configs[denoiser]),
         prompt=defaults.get("max_sequence_length"),
         notes=(f"{', '.join(others)} not included",) if others else (),
         frames=defaults.get("num_frames"),
     )
 
 
-def _passes(defaults: dict[str, Any]) -> int:
-    """Passes per step, from the default arguments of a pipeline."""
-    # Where both exist, the first is classifier-free and the second an input of the denoiser.
-    scale = defaults.get("true_cfg_scale", defaults.get("guidance_scale", 1.0))
-    return 2 if isinstance(scale, int | float) and scale > 1 else 1
+def _passes(defaults: dict[str, Any], config: Mapping[str, Any]) -> int:
+    """Passes per step, from a pipeline's default arguments and its denoiser's configuration."""
+    scale = defaults.get("guidance_scale")
+    if "true_cfg_scale" in defaults:
+        # Where both exist, this one is classifier-free and the other an input of the denoiser.
+        scale = defaults["true_cfg_scale"]
+    elif "guidance_embeds" in config or config.get("time_cond_proj_dim"):
+        scale = None  # FLUX, and U-Nets that had their guidance distilled into them
+    passes = 1
+    if isinstance(scale, int | float) and scale > 1:
+        # Where a picture guides beside the prompt, one pass has both, one it alone, one neither.
+        passes = 3 if "image_guidance_scale" in defaults else 2
+    return passes + (defaults.get("pag_scale", 0) > 0)  # with perturbed attention
 
 
 def _of_denoiser(name: str, build: Build) -> Target:
@@ -162,9 +176,12 @@ def _live(model: nn.Module) -> Build:
         # A copy, since transformers writes into the configuration it builds from.
         config = type(config).from_dict(config.to_dict())
     # Weights in a byte or less are a way of storing; their model computes in something wider.
-    wide = (p.dtype for p in model.parameters() if p.is_floating_point() and p.itemsize > 1)
-    own = next(wide, torch.float32)
-    return partial(_rebuild, cls, config, tuple(method.stack_of(model)), own)
+    floating = ((n, p) for n, p in model.named_parameters() if p.is_floating_point())
+    wide = {name: p.dtype for name, p in floating if p.itemsize > 1}
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    apart = {name: kind for name, kind in wide.items() if not kept.isdisjoint(name.split("."))}
+    own = next((kind for name, kind in wide.items() if name not in apart), torch.float32)
+    return partial(_rebuild, cls, config, tuple(method.stack_of(model)), own, apart)
 
 
 def _rebuild(
@@ -172,9 +189,19 @@ def _rebuild(
     config: Any,
     stack: tuple[method.Conversion, ...],
     own: torch.dtype,
+    apart: Mapping[str, torch.dtype],
     dtype: torch.dtype | None,
 ) -> nn.Module:
-    """A model on the meta device, from its class and configuration."""
+    """A model on the meta device, from its class and configuration.
+
+    Args:
+        cls: class of the model.
+        config: its configuration.
+        stack: the conversions that it carries.
+        own: type of its weights.
+        apart: types of the weights that its library keeps in another, by their names.
+        dtype: type of all weights, in the place of these.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or own)
     try:
@@ -182,7 +209,11 @@ def _rebuild(
             model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
     finally:
         torch.set_default_dtype(before)
-    return method.convert(model.eval(), *stack) if stack else model.eval()
+    model = method.convert(model.eval(), *stack) if stack else model.eval()
+    for name, parameter in model.named_parameters():
+        if dtype is None and name in apart:
+            parameter.data = parameter.data.to(apart[name])
+    return model
 
 
 # Folders --------------------------------------------------------------------------------------
@@ -206,7 +237,8 @@ def _of_folder(name: str | Path) -> Target:
             part: _stored(folder / part, index[part][0], index[part][1], _steps(folder, part))
             for part in sorted(filter(_is_billed, models))
         }
-        return _of_pipeline(str(name), cls, builds, sorted(models - builds.keys()))
+        configs = {part: _json(folder / part / "config.json") for part in builds}
+        return _of_pipeline(str(name), cls, builds, configs, sorted(models - builds.keys()))
     if (folder / "config.json").exists():
         library, cls = class_of(_json(folder / "config.json"))
         return _of_denoiser(str(name), _stored(folder, library, cls, _steps(folder, "")))
@@ -222,7 +254,7 @@ def _stored(folder: Path, library: str, name: str | None, steps: list[dict[str, 
     if library == "transformers":
         config = cls.config_class.from_dict(config)
     stack = tuple(info.get(s["method"]).load()(**s["settings"]) for s in steps)
-    return partial(_rebuild, cls, config, stack, torch.float32)
+    return partial(_rebuild, cls, config, stack, torch.float32, {})
 
 
 def _steps(folder: Path, part: str) -> list[dict[str, Any]]:

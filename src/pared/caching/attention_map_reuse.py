@@ -239,10 +239,9 @@ class AttentionMapReuse(RuntimeMethod):
         with ExitStack() as undo:
             plan = Plan(settings, Clock(pipeline, undo, steps), len(sites))
             for site in sites:
-                attn = cast(Any, site.module)
-                undo.callback(attn.set_processor, attn.processor)
-                memory = Memory(plan.clock, site.path)
-                attn.set_processor(_processor(site, memory, self.keep_output, family.name == "wan"))
+                memory, video = Memory(plan.clock, site.path), family.name == "wan"
+                ours = _processor(site, memory, self.keep_output, video)
+                plan.clock.put(site, ours, undo)
             return Handle(undo.pop_all(), (self,), plan.clock.stats)
 
     def _require(self, site: Site) -> None:

@@ -72,6 +72,7 @@ from pared.errors import InputError
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write figures (JSON).")
 @common.json_option
 @common.device_option
+@common.dtype_option
 def command(
     model: str,
     stacks: tuple[str, ...],
@@ -115,6 +116,11 @@ def command(
         for spec in stack.split("+"):
             info.get(spec.partition(":")[0].strip())
     source = locate(model)
+    if source.kind == "preset" and options["dtype"]:
+        raise InputError(
+            f"{model} has random weights, drawn in the type that suits the device; leave --dtype "
+            "out."
+        )
     common.records_of(slugs, "runtime")
     if frontier or peers:
         source.require_pipeline("a frontier" if frontier else "a cache of another library")
@@ -125,11 +131,11 @@ def command(
 
     arms: dict[str, Any] = {"base": []}
     arms |= {stack: [parse(spec) for spec in stack.split("+")] for stack in stacks}
-    where = common.device_of(options["device"])
+    where, dtype = common.device_of(options["device"]), common.dtype_of(options["dtype"])
     if source.is_pipeline:  # what doesn't fit is refused before anything is loaded
         arguments_of(source.folder(), model, {name: options[name] for name in OPTIONS})
-    arms |= {name: other.load(device=where) for name, other in others.items()}
-    base = model if source.kind == "preset" else source.load(device=where)
+    arms |= {name: other.load(dtype, where) for name, other in others.items()}
+    base = model if source.kind == "preset" else source.load(dtype, where)
     if frontier:
         arms |= _frontier(base, slugs)
     report = bench(

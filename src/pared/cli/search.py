@@ -137,6 +137,7 @@ def command(
 
     from pared.caching.runs import Runs
     from pared.caching.schedules import Log, search
+    from pared.guidance.guidance_distillation import one_pass
 
     wanted = _captions(prompts) if painted == "prompt" else _classes(prompts, source.folder())
     call[painted] = wanted
@@ -145,6 +146,7 @@ def command(
     about |= {"prompts": wanted, "seeds": seeds, "latents": latents, "dtype": dtype, "call": plain}
     log = Log(output.with_name(f"{output.name}.log"), about)
     pipeline = source.load(common.dtype_of(dtype), where)
+    call = one_pass(pipeline, **call)
     noise = range(FIRST_SEED, FIRST_SEED + seeds)
 
     def running(ends_in_latents: bool) -> Runs:
