@@ -13,7 +13,7 @@ import pared
 from pared import anatomy
 from pared.anatomy import presets
 from pared.attention import mm_edit_checks
-from pared.attention.joint import JointProcessor
+from pared.attention.joint import Heads, JointProcessor
 from pared.attention.mm_edit import HybridAttention, MMEDiT
 from pared.errors import InputError
 from pared.nn.linear_attention import linear_attention
@@ -104,12 +104,21 @@ def test_a_half_precision_layer_stays_close():
         assert (mine.double() - theirs).norm() / theirs.norm() < 2e-2
 
 
-def test_exact_weight_survives_logits_that_overflow_half_precision():
+def test_exact_share_survives_logits_that_overflow_half_precision():
     q = torch.full((1, 1, 4, 8), 30.0, dtype=torch.float16)
-    eta = mm_edit_checks.exact_weight(q, q, q, q)
-    assert eta.isfinite().all()
-    silent = mm_edit_checks.exact_weight(torch.zeros_like(q), q, q, q)
-    assert (silent == 0).all()
+    share = mm_edit_checks.exact_share(q, q, q, q)
+    assert share.isfinite().all()
+    silent = mm_edit_checks.exact_share(torch.zeros_like(q), q, q, q)
+    assert (silent == 1).all()
+
+
+def test_a_small_prompt_keeps_its_share_in_half_precision():
+    """At 4096 pixels it has half a percent, and bfloat16 knows nothing between 1 and 1 - 2^-8."""
+    attn, *_ = mm_edit_checks._layer(MMEDiT())
+    attn.processor.grid.height = attn.processor.grid.width = 256
+    zero, one = torch.zeros(1, 2, 1, 4).bfloat16(), torch.ones(1, 2, 1, 4).bfloat16()
+    y, _ = attn.processor.mix(Heads(one, one, zero), Heads(one, one, one), False)
+    torch.testing.assert_close(y, torch.full_like(y, 1 / 65537), rtol=1e-2, atol=0)
 
 
 def test_distillation_matches_both_streams():

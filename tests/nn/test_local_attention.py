@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from pared.nn import local_attention as module
 from pared.nn.local_attention import (
@@ -11,6 +12,7 @@ from pared.nn.local_attention import (
     flex_local_attention,
     local_attention,
     local_attention_reference,
+    of_many_shapes,
     tiled_attention,
 )
 
@@ -94,3 +96,16 @@ def test_compiled_flex_equals_the_reference_in_gradients_too():
     for got, wanted in zip(*results, strict=True):
         # Products of float32 in TensorFloat32's precision.
         assert float((got - wanted).norm() / wanted.norm()) < 5e-3
+
+
+def test_more_shapes_are_compiled_than_torch_would():
+    """In one graph each, which torch refuses from the ninth on."""
+    as_it_is, ours = (
+        torch.compile(double, backend="eager", dynamic=False, fullgraph=True)
+        for double in (lambda x: 2 * x, lambda x: x + x)
+    )
+    with pytest.raises(FailOnRecompileLimitHit):
+        for size in range(1, 12):
+            as_it_is(torch.ones(size))
+    for size in range(1, 12):
+        assert of_many_shapes(ours)(torch.ones(size)).sum() == 2 * size

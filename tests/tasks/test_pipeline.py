@@ -118,6 +118,40 @@ def test_outside_of_the_mask_nothing_changes(taught):
     assert (found[~kept] != np.asarray(image)[~kept]).any()
 
 
+def test_what_is_to_be_filled_in_is_seen_blank(taught):
+    """So that what lies under the mask makes no difference."""
+    marked = Image.new("L", (64, 64))
+    marked.paste(255, (16, 16, 40, 40))
+    one = picture((64, 64))
+    other = Image.composite(picture((64, 64), seed=1), one, marked)
+    call = {"prompt": "a red apple", "mask": marked}
+    filled = [ask(taught, "inpaint", image=image, fill=True, **call)[0] for image in (one, other)]
+    assert not differ(*filled)
+    assert differ(*(ask(taught, "inpaint", image=image, **call)[0] for image in (one, other)))
+    with pytest.raises(InputError, match="nothing to fill in without a mask"):
+        ask(taught, "inpaint", image=one, fill=True)
+
+
+def test_given_pictures_are_read_as_in_training():
+    """Upright, transparency on white, and of masks on black."""
+    pipe = with_tasks(pipeline("unet"))
+    pared.convert(pipe, MultiTaskUpcycling(experts=2))
+    plain = picture((64, 32))
+    clear = plain.convert("RGBA")
+    clear.putalpha(0)
+    white = Image.new("RGB", (64, 32), "white")
+    assert not differ(ask(pipe, "edit", image=clear)[0], ask(pipe, "edit", image=white)[0])
+    turned = plain.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6
+    assert not differ(ask(pipe, "edit", image=turned)[0], ask(pipe, "edit", image=plain)[0])
+    strokes = Image.new("RGBA", (64, 32))
+    strokes.paste("white", (8, 8, 16, 16))
+    marked = Image.new("L", (64, 32))
+    marked.paste(255, (8, 8, 16, 16))
+    found = (ask(pipe, "inpaint", image=plain, mask=m)[0] for m in (strokes, marked))
+    assert not differ(*found)
+
+
 def test_a_folded_model_does_its_task():
     image = picture()
     upcycled = with_tasks(pipeline("unet"))

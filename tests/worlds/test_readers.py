@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,6 +134,27 @@ def test_any_caption_survives(caption):
         metadata = json.dumps({"file_name": "a.png", "text": caption}, ensure_ascii=False)
         fill(Path(folder), {"a.png": encoded(), "metadata.jsonl": metadata})
         assert [item.caption for item in read(folder)] == [caption.strip()]
+
+
+def test_sixteen_bits_of_grey_are_scaled(tmp_path):
+    """Pillow's own conversion cuts off at 255."""
+    levels = np.linspace(0, 65535, 16).astype(np.uint16).repeat(4).reshape(8, 8)
+    for suffix in ("png", "tiff"):
+        Image.fromarray(levels).save(tmp_path / f"{suffix}.{suffix}")
+        (tmp_path / f"{suffix}.txt").write_text("a ramp")
+    for item in read(tmp_path):
+        assert (np.asarray(item.image)[..., 1] == levels // 257).all()
+    Image.fromarray(levels.astype(np.float32)).save(tmp_path / "depth.tiff")
+    (tmp_path / "depth.txt").write_text("a depth map")
+    with pytest.raises(InputError, match=r"depth.tiff \(its grey levels are of no known range\)"):
+        read(tmp_path)
+
+
+def test_a_table_beside_captioned_images_hides_none(tmp_path):
+    """As img2dataset writes it: what it knows of each image, and no image."""
+    photo = encoded(format="JPEG")
+    fill(tmp_path, {"00000/a.jpg": photo, "00000/a.txt": "x", "00000.parquet": "what it knows"})
+    assert [item.caption for item in read(tmp_path)] == ["x"]
 
 
 def test_transparent_parts_become_white(tmp_path):

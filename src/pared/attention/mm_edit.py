@@ -125,26 +125,28 @@ class HybridAttention(JointProcessor):
         if text.key.shape[-2] == 0:  # a softmax over nothing is not a number
             return of_image, y_text
         of_text = F.scaled_dot_product_attention(soft.query, text.key, text.value)
-        eta = self._weight(q, k, soft.query, text.key).to(of_image.dtype)
-        return torch.lerp(of_text, of_image, eta), y_text
+        # By the text's part: at high resolution eta is so near 1 that bfloat16 can't tell.
+        share = self._share(q, k, soft.query, text.key).to(of_image.dtype)
+        return torch.lerp(of_image, of_text, share), y_text
 
-    def _weight(self, q: Tensor, k: Tensor, soft_query: Tensor, text_key: Tensor) -> Tensor:
-        """The weight eta of the linear part: a scalar, or (batch, heads, queries, 1)."""
+    def _share(self, q: Tensor, k: Tensor, soft_query: Tensor, text_key: Tensor) -> Tensor:
+        """1 - eta, the weight of the text's part: a scalar, or (batch, heads, queries, 1)."""
         if self.settings.weight == "exact":
-            return exact_weight(q, k, soft_query, text_key)
+            return exact_share(q, k, soft_query, text_key)
         # A tensor, not a number: a compiled graph then serves every resolution.
         image = self.grid.tokens if self.settings.count == "full" else k.shape[-2]
-        return q.new_tensor(image / (image + text_key.shape[-2]), dtype=torch.float32)
+        text = text_key.shape[-2]
+        return q.new_tensor(text / (image + text), dtype=torch.float32)
 
 
 # Their products with the prompt are the one map that the exact weight makes.
 QUERIES_AT_ONCE = 4096
 
 
-def exact_weight(q: Tensor, k: Tensor, soft_query: Tensor, text_key: Tensor) -> Tensor:
-    """S / (S + Z): the linear denominator S against the softmax denominator Z over the prompt.
+def exact_share(q: Tensor, k: Tensor, soft_query: Tensor, text_key: Tensor) -> Tensor:
+    """Z / (S + Z): the softmax denominator Z over the prompt against the linear denominator S.
 
-    In logarithms, sigmoid(log S - log Z), since Z is a sum of exponentials that half precision
+    In logarithms, sigmoid(log Z - log S), since Z is a sum of exponentials that half precision
     can't hold.
 
     Args:
@@ -167,5 +169,5 @@ def exact_weight(q: Tensor, k: Tensor, soft_query: Tensor, text_key: Tensor) -> 
             logits = some_soft.to(precise) @ text_key.mT * soft_query.shape[-1] ** -0.5
             # A query without features has S = 0; the floor keeps its gradient finite.
             log_s = s.clamp(min=1e-30).log()
-            parts.append(torch.sigmoid(log_s - logits.logsumexp(dim=-1, keepdim=True)))
+            parts.append(torch.sigmoid(logits.logsumexp(dim=-1, keepdim=True) - log_s))
         return torch.cat(parts, dim=-2)

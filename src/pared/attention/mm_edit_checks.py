@@ -13,7 +13,7 @@ from pared import anatomy
 from pared.anatomy import presets
 from pared.attention.edit import LinearCompressedAttention
 from pared.attention.joint import Heads
-from pared.attention.mm_edit import HybridAttention, MMEDiT, exact_weight
+from pared.attention.mm_edit import HybridAttention, MMEDiT, exact_share
 from pared.method import convert
 from pared.nn.layout import merge_heads, split_heads
 from pared.nn.linear_attention import linear_attention
@@ -64,11 +64,11 @@ def check_approximate_weight() -> None:
     """With no preference among tokens the exact weight is the approximate one: 16 / 21."""
     zero, one = torch.zeros(1, 2, 16, 8), torch.full((1, 2, 16, 8), 0.125)
     # Every feature product is 1, as exp(0) is: 8 channels of 1 x 0.125.
-    eta = exact_weight(torch.ones_like(one), one, zero, torch.randn(1, 2, 5, 8))
-    torch.testing.assert_close(eta, torch.full_like(eta, 16 / 21))
+    share = exact_share(torch.ones_like(one), one, zero, torch.randn(1, 2, 5, 8))
+    torch.testing.assert_close(share, torch.full_like(share, 5 / 21))
     attn, image, prompt = _layer(MMEDiT())
-    settings = attn.processor._weight(image, image, image, split_heads(prompt, 2))
-    assert abs(float(settings) - HEIGHT * WIDTH / (HEIGHT * WIDTH + PROMPT)) < 1e-6
+    share = attn.processor._share(image, image, image, split_heads(prompt, 2))
+    assert abs(float(share) - PROMPT / (HEIGHT * WIDTH + PROMPT)) < 1e-6
 
 
 def check_weights_are_a_mean() -> None:
@@ -81,7 +81,7 @@ def check_weights_are_a_mean() -> None:
         y_image, y_text = attn.processor.mix(image, text, True)
         for y in (y_image, y_text):
             torch.testing.assert_close(y, torch.full_like(y, 0.7), rtol=0, atol=1e-6)
-    eta = exact_weight(image.query.relu(), image.key.relu(), image.query, text.key)
+    eta = 1 - exact_share(image.query.relu(), image.key.relu(), image.query, text.key)
     assert ((eta > 0) & (eta < 1)).all(), f"eta runs from {eta.min()} to {eta.max()}"
 
 

@@ -146,12 +146,13 @@ def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
         flops_per_second by number format, and bytes_per_second.
     """
     rates = floor(device)
+    ours = torch.device(device) if torch.device(device).type == "cuda" else None
     return {
         "cpu": host.cpu_name(),
         "cores": host.usable_cores(),
         "threads": rates.threads,
         "torch": torch.__version__,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(ours) if torch.cuda.is_available() else None,
         "device": rates.device,
         "flops_per_second": dict(rates.flops_per_second),
         "bytes_per_second": rates.bytes_per_second,

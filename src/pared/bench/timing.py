@@ -85,7 +85,9 @@ class Timings(dict[str, Timing]):
 def synchronize() -> None:
     """Waits until the accelerator, if one is in use, has done all it was asked to."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+        for device in range(torch.cuda.device_count()):
+            if torch.cuda.memory_reserved(device):  # others have been asked nothing
+                torch.cuda.synchronize(device)
     elif torch.backends.mps.is_available():
         torch.mps.synchronize()
 

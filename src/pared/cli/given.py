@@ -49,16 +49,19 @@ def repaint(
     output: Path,
     specs: tuple[str, ...],
     mask: Path | None = None,
+    fill: bool = False,
     **call: Any,
 ) -> None:
     """Do a task on one picture and write the result; all that can be refused is refused first."""
+    if fill and mask is None:
+        raise InputError("--fill fills in what a mask marks; give --mask, too.")
     common.records_of(specs, "runtime")
     source = locate(model)
     source.require_pipeline("painting")
     if output.suffix != ".png":
         raise InputError(f"{output} isn't named .png; give the name of a .png file.")
     common.check_file(output, "picture.png")
-    image, covered = _opened(picture), None if mask is None else _opened(mask)
+    image, covered = _opened(picture), None if mask is None else _opened(mask, "black")
     where = common.device_of(call.pop("device"))
     methods = common.runtime_methods_of(specs)
     _check(source.folder(), task, words, image, covered)
@@ -92,6 +95,7 @@ def repaint(
             guidance_scale=call["guidance"],
             image_guidance_scale=call["image_guidance"],
             generator=torch.Generator().manual_seed(call["seed"]),
+            fill=fill,
             **sides,
         )
     click.echo(pictures.save(found, output))
@@ -112,8 +116,8 @@ def _check(folder: Path, task: str, words: str, image: Any, mask: Any) -> None:
     checked(job, words, image, mask)
 
 
-def _opened(path: Path) -> Any:
-    """A picture from a file.
+def _opened(path: Path, ground: str = "white") -> Any:
+    """A picture from a file; `ground` shows through where it is transparent.
 
     Raises:
         InputError: there is no such file, or it's no picture.
@@ -121,6 +125,6 @@ def _opened(path: Path) -> Any:
     from pared.worlds.readers.items import Unusable, decode
 
     try:
-        return decode(path)
+        return decode(path, ground)
     except Unusable as fault:
         raise InputError(f"{path} can't be used: {fault}; give a picture file.") from None

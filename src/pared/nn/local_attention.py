@@ -17,6 +17,7 @@ beside the grid; every query sees them. Three forms of one function:
 `local_attention` chooses among the first two.
 """
 
+from collections.abc import Callable
 from functools import cache, lru_cache, partial
 from math import ceil
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ from torch import Tensor
 # query; larger ones the reverse. From 16 x 16 queries on the copies cost nothing beside the
 # products, and below 8 x 8 they cost more.
 SMALLEST_TILE, LARGEST_TILE = 8, 16
+# Shapes that one process may compile FlexAttention for.
+SHAPES = 256
 # Tiles of a row that are computed together: their keys should stay in the processor's cache.
 TILES_AT_ONCE = 8
 
@@ -251,7 +254,7 @@ def _block_mask(disk: Disk, queries: int, keys: int, shared: int, device: torch.
 
     # Compiled it is built block by block; uncompiled it would pass through the whole map.
     on_cuda = device.type == "cuda"
-    return create_block_mask(
+    return of_many_shapes(create_block_mask)(
         sees, None, None, queries, keys + shared, device=device, _compile=on_cuda
     )
 
@@ -264,4 +267,20 @@ def _flex(compiled: bool) -> Any:
         return flex_attention
     # In one graph or not at all: what torch falls back to, computes the whole map. Every
     # resolution is compiled by itself.
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    return of_many_shapes(torch.compile(flex_attention, dynamic=False, fullgraph=True))
+
+
+def of_many_shapes(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled function that may be compiled for more shapes than torch's eight.
+
+    Resolutions, levels of a U-Net, batches with guidance and without, each with gradients and
+    without, make more of them in one process.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # in a larger graph, which has its own limit
+            return compiled(*args, **kwargs)
+        with torch._dynamo.config.patch(recompile_limit=SHAPES):
+            return compiled(*args, **kwargs)
+
+    return call

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from pared.errors import InputError
 from pared.tasks.sampling import sample, taught, unit_of
+from pared.worlds.readers.items import Unusable, upright_rgb
+from pared.worlds.readers.triplets import blanked
 from pared.worlds.tasks import UPSCALING, Task
 
 Picture = Image.Image
@@ -73,6 +75,7 @@ def paint(
     height: int | None = None,
     width: int | None = None,
     generator: torch.Generator | None = None,
+    fill: bool = False,
 ) -> list[Picture]:
     """Pictures from prompts, and from given pictures where the task reads one.
 
@@ -91,17 +94,23 @@ def paint(
             given picture (four times that for "upscale"), or the model's own.
         width: likewise.
         generator: of the noise.
+        fill: whether the model was taught by pictures that were blank under their masks, and is to
+            see the given ones so: then it fills in what `prompt` says, and removes nothing.
 
     Raises:
         InputError: the task is unknown or wasn't taught, or what was given doesn't fit it.
     """
     job, _ = taught(pipeline, task)
+    image, mask = _upright(image, "white"), _upright(mask, "black")
+    if fill and mask is None:
+        raise InputError("there is nothing to fill in without a mask; give one.")
     prompts, pictures, masks = checked(job, prompt, image, mask)
     size = None if height is None and width is None else (height, width)
     tensor = None
     if job.reads_image and pictures:
         pictures = [_fitted(p, _target(p, job, size, unit_of(pipeline))) for p in pictures]
-        tensor = torch.stack([_tensor(p) for p in _same_size(pictures)])
+        seen = list(map(blanked, pictures, masks)) if fill else pictures
+        tensor = torch.stack([_tensor(p) for p in _same_size(seen)])
     found = sample(
         pipeline,
         task,
@@ -120,6 +129,16 @@ def paint(
             for new, old, m in zip(painted, pictures, masks, strict=True)
         ]
     return painted
+
+
+def _upright(given: Any, ground: str) -> Any:
+    """Given pictures as training reads them: upright, in RGB, on one ground."""
+    try:
+        if given is None or isinstance(given, Image.Image):
+            return given and upright_rgb(given, ground)
+        return [upright_rgb(each, ground) for each in given]
+    except Unusable as fault:
+        raise InputError(f"a given picture can't be used: {fault}; give one in RGB.") from None
 
 
 def checked(

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pared.errors import InputError
-from pared.worlds.readers.folder import read_folder
+from pared.worlds.readers.folder import holds_captions, read_folder
 from pared.worlds.readers.items import Item, Items, Raw
 from pared.worlds.readers.shards import holds_shards, read_shards
 from pared.worlds.readers.table import holds_tables, read_table
@@ -56,7 +56,7 @@ def read(
     raws: Iterable[Raw]
     if path.suffix == ".tar" or holds_shards(path):
         raws = read_shards(path, image_column, caption_column)
-    elif path.is_dir() and not holds_tables(path):
+    elif path.is_dir() and (holds_captions(path) or not holds_tables(path)):
         raws = read_folder(path, image_column, caption_column)
     else:
         raws = read_table(str(source), image_column, caption_column)

@@ -10,6 +10,14 @@ from pared.worlds.readers.items import Raw, Unusable, caption_in
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 
 
+def holds_captions(folder: Path) -> bool:
+    """Whether a folder holds images with captions beside them, whatever else lies there."""
+    if any(folder.rglob("metadata.jsonl")):
+        return True
+    texts = (path for path in folder.rglob("*.txt") if not path.name.startswith("."))
+    return any(path.with_suffix(suffix).is_file() for path in texts for suffix in SUFFIXES)
+
+
 def read_folder(
     folder: Path, image_column: str | None = None, caption_column: str | None = None
 ) -> list[Raw]:

@@ -67,25 +67,48 @@ class Raw:
         return Item(decode(self.image), self.caption.strip(), self.key)
 
 
-def decode(image: bytes | Path) -> Image.Image:
-    """An upright RGB image on white.
+def decode(image: bytes | Path, ground: str = "white") -> Image.Image:
+    """An upright RGB image.
+
+    Args:
+        image: the encoded image or its file.
+        ground: what shows through transparent parts.
 
     Raises:
         Unusable: the image is missing, truncated or of no known format.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if isinstance(image, Path) and not image.is_file():
         raise Unusable("no such file")
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if not upright.has_transparency_data:
-                return upright.convert("RGB")
-            white = Image.new("RGBA", upright.size, "white")
-            return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
+            return upright_rgb(opened, ground)
+    except Unusable:
+        raise
     except Exception as error:  # broken files make Pillow's plugins raise nearly anything
         raise Unusable("the image can't be decoded") from error
+
+
+def upright_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
+    """An image as cameras and paint programs mean it: upright, in RGB, on one ground.
+
+    Raises:
+        Unusable: grey levels that don't say what is white.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):  # Pillow would cut off at 255
+        levels = np.asarray(upright).astype("uint32")
+        upright = Image.fromarray((levels // 257).astype("uint8"))
+    elif upright.mode in ("I", "F"):
+        raise Unusable("its grey levels are of no known range")
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    behind = Image.new("RGBA", upright.size, ground)
+    return Image.alpha_composite(behind, upright.convert("RGBA")).convert("RGB")
 
 
 class Items:

@@ -76,7 +76,7 @@ class Raw:
             raise Unusable("no instruction")
         after = _decoded(self.after, "after" if self.mask is None else "image")
         if self.mask is not None:
-            return _blanked(after, _decoded(self.mask, "mask"), size), _square(after, size)
+            return _blanked(after, _decoded(self.mask, "mask", "black"), size), _square(after, size)
         before = _decoded(self.before, "before")
         if before.size != after.size:
             raise Unusable(f"{_pixels(before)} pixels before but {_pixels(after)} after")
@@ -177,11 +177,11 @@ def _examples(source: str, raws: Iterable[Raw], size: int, on_bad: str, task: st
 # Pictures -----------------------------------------------------------------------------------------
 
 
-def _decoded(stored: Stored, name: str) -> Image.Image:
+def _decoded(stored: Stored, name: str, ground: str = "white") -> Image.Image:
     if stored is None:
         raise Unusable(f"no {name}")
     try:
-        return decode(stored)
+        return decode(stored, ground)
     except Unusable as fault:
         raise Unusable(f"{name}: {fault}") from fault
 
@@ -194,14 +194,24 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 def _blanked(image: Image.Image, mask: Image.Image, size: int) -> Image.Image:
     """The middle square of an image, grey where the mask is white."""
-    from PIL import Image
-
     if mask.size != image.size:
         raise Unusable(f"the mask is {_pixels(mask)} pixels, the image {_pixels(image)}")
-    marked = _square(mask.convert("L"), size).point(lambda level: 255 if level > 127 else 0)
-    if marked.getbbox() is None:
+    mask = _square(mask.convert("L"), size)
+    if mask.point(_whiter).getbbox() is None:
         raise Unusable("the mask marks nothing in white")
-    return Image.composite(Image.new("RGB", (size, size), BLANK), _square(image, size), marked)
+    return blanked(_square(image, size), mask)
+
+
+def blanked(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """An image in RGB, grey where a mask is white; the mask is brought to its size."""
+    from PIL import Image
+
+    marked = mask.convert("L").resize(image.size).point(_whiter)
+    return Image.composite(Image.new("RGB", image.size, BLANK), image, marked)
+
+
+def _whiter(level: int) -> int:
+    return 255 if level > 127 else 0
 
 
 def _pixels(image: Image.Image) -> str:
