@@ -14,6 +14,7 @@ was. Writes results/asr.json, and the claims of both methods into their own file
 import argparse
 import os
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,17 +23,19 @@ import seeded
 import speech_costs
 import torch
 from recognised import errors_of, sounds_of
-from torch import Tensor
 
 import pared
 from pared import recipe
 from pared.bench.timing import Timings, interleave, peak_memory
 from pared.bench.words import WordErrors
+from pared.errors import InputError
 from pared.objectives.ctc import CTC
 from pared.speech.encoders import extractor_of
 from pared.speech.hearing import leave_out_padding
 from pared.speech.recognition import Recogniser, training
 from pared.training.loop import freeze_all_but
+from pared.worlds.readers.speech import Corpus
+from pared.worlds.speech import Speech
 from pared.worlds.speech.audio import RATE
 from pared.worlds.speech.characters import Characters
 from pared.worlds.speech.data import TranscriptData
@@ -71,15 +74,27 @@ def fresh(options: argparse.Namespace, arm: str) -> Recogniser:
 # Errors -----------------------------------------------------------------------------------------
 
 
-def heldout(plan: recipe.Recipe, noisy: bool, count: int | None) -> tuple[list[str], list[Tensor]]:
-    """Transcripts and sounds of voices and texts that training hasn't."""
-    counts = dict.fromkeys(kinds_of(plan.data.source), count) if count else {}
-    said = utterances(plan.data.source, "heldout", counts)
-    return said.transcripts, sounds_of(said, plan.data.snr if noisy else None)
+def heldout(options: argparse.Namespace) -> Speech | Corpus:
+    """What voices say that training hasn't, several of them.
+
+    Raises:
+        InputError: it isn't known who speaks, or only one voice does.
+    """
+    source, count = planned(options, BASE, 0).data.source, options.utterances
+    said = utterances(source, "heldout", dict.fromkeys(kinds_of(source), count) if count else {})
+    voices = set(said.speakers)
+    if None in voices or len(voices) < 2:
+        fault = "lacks names of speakers" if None in voices else "is said by one voice"
+        raise InputError(
+            f"what {source!r} holds out {fault}; intervals come from resampling voices, so give "
+            "two at least, and say who speaks."
+        )
+    return said
 
 
 def errors(options: argparse.Namespace) -> None:
     """Train every arm from every seed, and count what each hears wrong."""
+    said = heldout(options)
     found: dict[str, list[dict[str, WordErrors]]] = {arm: [] for arm in ARMS}
     for seed in options.seeds:
         for arm in options.only or ARMS:
@@ -92,33 +107,47 @@ def errors(options: argparse.Namespace) -> None:
             if options.only:
                 continue
             row = {}
-            for what in ("noisy", "clean"):
-                told = heldout(plan, what == "noisy", options.utterances)
-                row[what] = errors_of(recogniser, *told)
+            for what, snr in (("noisy", plan.data.snr), ("clean", None)):
+                row[what] = errors_of(recogniser, said.transcripts, sounds_of(said, snr))
                 print(arm, seed, what, f"{row[what].rate:.4f}", flush=True)
             found[arm].append(row)
     if not options.only:
-        write_errors(found, options)
+        write_errors(found, said.speakers, options)
 
 
 def write_errors(
-    found: dict[str, list[dict[str, WordErrors]]], options: argparse.Namespace
+    found: dict[str, list[dict[str, WordErrors]]],
+    voices: Sequence[str | None],
+    options: argparse.Namespace,
 ) -> None:
+    """Write the table of errors and their claims.
+
+    Args:
+        found: errors in noise and without by arm, a run from each seed.
+        voices: who says each utterance.
+        options: of the command.
+    """
     rows = []
     rng = torch.Generator().manual_seed(0)
+    seeds = "seed " if len(options.seeds) == 1 else "mean of seeds "
+    seeds += " ".join(map(str, options.seeds))
+    resampled = f"{len(set(voices))} voices resampled"
     for arm, runs in found.items():
         row: dict[str, object] = {"attention": arm}
         for what in ("noisy", "clean"):
-            # Of the first seed, whose interval tells how far the utterances decide.
-            first, base = runs[0][what], found[BASE][0][what]
-            low, high = first.interval(rng)
-            rates = [run[what].rate for run in runs]
-            row[f"WER {what}"] = round(statistics.mean(rates), 4)
-            row[f"over seeds, {what}"] = " ".join(f"{rate:.4f}" for rate in rates)
-            row[f"95 %, first seed, {what}"] = f"{low:.4f} to {high:.4f}"
+            # Seeds are too few to be resampled; their rates stand beside.
+            mean, base = (
+                WordErrors.joined([run[what] for run in each]).by_voice(voices)
+                for each in (runs, found[BASE])
+            )
+            low, high = mean.interval(rng)
+            row[f"WER, {seeds}, {what}"] = round(mean.rate, 4)
+            row[f"each seed, {what}"] = " ".join(f"{run[what].rate:.4f}" for run in runs)
+            row[f"95 % of the {seeds}, {resampled}, {what}"] = f"{low:.4f} to {high:.4f}"
             if arm != BASE:
-                between = first.difference(base, rng)
-                row[f"against the base, {what}"] = f"{between.low:+.4f} to {between.high:+.4f}"
+                between = mean.difference(base, rng)
+                name = f"95 % of the {seeds} minus the base's, {resampled}, {what}"
+                row[name] = f"{between.low:+.4f} to {between.high:+.4f}"
         row["parameters"] = sum(p.numel() for p in fresh(options, arm).model.parameters())
         rows.append(row)
     record.write("asr", (), {"word errors": rows, "conditions": conditions(options)})

@@ -1,4 +1,8 @@
-"""What a call costs by arms of a speech bench: in turns, in memory, and by length of utterances."""
+"""What a call costs by arms of a speech bench: in turns, in memory, and by length of utterances.
+
+By length the arms take turns, too, each in a process of its own: what disturbs the machine for a
+while disturbs all of them at one length, and not one of them at all lengths.
+"""
 
 import argparse
 import json
@@ -7,16 +11,19 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import psutil
 import record
 
-from pared.bench import scaling
-from pared.bench.timing import Timings, peak_memory
+from pared.bench import host, scaling
+from pared.bench.timing import BUSY_LIMIT, DRIFT_LIMIT, Timings, peak_memory
 
-# A length in seconds, and what a call takes: "seconds" and "MiB".
+# A length in seconds, what a call takes: "seconds" and "MiB"; and "cores" that others kept busy.
 Point = dict[str, float]
+# Calls that a time is the median of: so few at least, so many if they take no longer than this.
+FEWEST, MOST, ENOUGH = 3, 5, 10.0
 
 
 def add_options(parser: argparse.ArgumentParser, lengths: Sequence[float], floor: float) -> None:
@@ -58,16 +65,19 @@ def point_of(call: Callable[[], object], length: float) -> Point | None:
     try:
         bytes_ = peak_memory(call)
         durations: list[float] = []
-        while not durations or (len(durations) < 5 and sum(durations) < 10):
+        neighbours = host.Neighbours()
+        while len(durations) < FEWEST or (len(durations) < MOST and sum(durations) < ENOUGH):
             begun = time.perf_counter()
             call()
             durations.append(time.perf_counter() - begun)
+        cores = neighbours.cores()
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
             raise
         return None
     mib = max(bytes_, 1) / 2**20
-    return {"length": length, "seconds": statistics.median(durations), "MiB": mib}
+    seconds = statistics.median(durations)
+    return {"length": length, "seconds": seconds, "MiB": mib, "cores": cores}
 
 
 def by_length(
@@ -82,29 +92,65 @@ def by_length(
     Args:
         point_at: measures one length, in a process of its own.
         options: see `add_options`; handed on.
-        arms: that are compared.
+        arms: that are compared; the first is measured once more at the end.
         call: what is measured, in words.
         by: what length, in words.
     """
-    found: dict[str, list[Point]] = {arm: [] for arm in arms}
-    for arm, points in found.items():
-        for length in sorted(options.lengths):
-            point = alone(point_at, options, arm, length, gigabytes=options.gigabytes)
-            if point is None:
-                print(arm, length, "doesn't fit", flush=True)
-                break
-            points.append(point)
-            print(arm, json.dumps(point), flush=True)
+    measure = partial(alone, point_at, options, gigabytes=options.gigabytes)
+    found = in_turns(measure, arms, sorted(options.lengths))
     over = shared(found, options.floor)
+    again = measure(arms[0], over[0]) if over else None
     tables, figures = {}, {}
     for name, key in (("time", "seconds"), ("memory", "MiB")):
-        tables[f"{key} that {call} takes, by {by}"] = [
+        rows = [
             {"attention": arm} | length_row(points, key, over, sorted(options.lengths))
             for arm, points in found.items()
         ]
+        for row in rows if key == "seconds" else ():
+            arm = row["attention"]
+            row |= trust(found[arm], again if arm == arms[0] else None)
+        tables[f"{key} that {call} takes, by {by}"] = rows
         lines = {a: [(p["length"], float(f"{p[key]:.4g}")) for p in found[a]] for a in found}
         figures[f"{name} of {call}"] = record.curves("seconds of speech", key, lines)
     return tables, figures
+
+
+def in_turns(
+    measure: Callable[[str, float], Point | None], arms: Sequence[str], lengths: Sequence[float]
+) -> dict[str, list[Point]]:
+    """The points of every arm, up to the length that doesn't fit: all arms at a length in turn."""
+    found: dict[str, list[Point]] = {arm: [] for arm in arms}
+    fitting = list(arms)
+    for length in lengths:
+        for arm in list(fitting):
+            point = measure(arm, length)
+            if point is None:
+                print(arm, length, "doesn't fit", flush=True)
+                fitting.remove(arm)
+            else:
+                found[arm].append(point)
+                print(arm, json.dumps(point), flush=True)
+    return found
+
+
+def trust(points: Sequence[Point], again: Point | None = None) -> dict[str, Any]:
+    """How busy other programs were, and what speaks against times.
+
+    Args:
+        points: of an arm.
+        again: one of its points measured once more, after all others.
+    """
+    most, there = max((point["cores"] for point in points), default=0.0), host.usable_cores()
+    notes = []
+    if most > BUSY_LIMIT * there:
+        notes.append(f"the machine was busy, {there} cores in all; measure again when it is idle")
+    if again is not None:
+        before = next(point for point in points if point["length"] == again["length"])
+        moved = again["seconds"] / max(before["seconds"], 1e-12) - 1
+        if abs(moved) > DRIFT_LIMIT:
+            word = "slower" if moved > 0 else "faster"
+            notes.append(f"{abs(moved):.0%} {word} at {again['length']:g} s when all was measured")
+    return {"cores busy elsewhere, at most": round(most, 2), "note": "; ".join(notes) or "none"}
 
 
 def shared(found: Mapping[str, Sequence[Point]], floor: float) -> list[float]:

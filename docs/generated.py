@@ -431,13 +431,14 @@ MEASURED = {
         "same utterances in the same order, for as many steps, with the same dropout. *WER* counts "
         "wrong words of voices and sentences of the [speech world](worlds.md#the-speech-world) "
         "that training never met, in noise as in training and without. Its interval comes from "
-        "drawing utterances anew; where that of the difference from the base, paired by "
-        "utterance, holds 0, the utterances can't tell the two apart, and seeds that differ by "
-        "more than arms say the same. Steps are timed in turns. Mind the size: these models have "
-        "one and a half million parameters, and frames of 20 ms in sentences of three seconds make "
-        "150 of them, so that the feed-forwards decide the time; what grows with length shows in "
-        "the last tables, up to ten minutes, where *exponent* is the p of c length^p, over "
-        "lengths that every arm can take.",
+        "drawing the voices anew, each with all that it says; for so few voices it is a fifth too "
+        "narrow. Where that of the difference from the base, paired by voice, holds 0, the "
+        "voices can't tell the two apart, and seeds that differ by more than arms say the same. "
+        "Steps are timed in turns. Mind the size: these models have one and a half million "
+        "parameters, and frames of 20 ms in sentences of three seconds make 150 of them, so that "
+        "the feed-forwards decide the time; what grows with length shows in the last tables, up "
+        "to ten minutes, where *exponent* is the p of c length^p, over lengths that every arm can "
+        "take.",
     ),
 }
 

@@ -3,11 +3,14 @@
 import argparse
 import importlib
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pared import anatomy, results
+from pared.bench.words import word_errors
+from pared.errors import InputError
 from pared.speech.hearing import FrameConvolution
 from tests.docs.markdown import ROOT
 
@@ -55,13 +58,14 @@ def test_it_runs_through_and_trains_nothing_again(bench, tmp_path, forbid_traini
     for table in (rows, short, long, seconds, mib):
         assert [row["attention"] for row in table] == arms
     assert rows[0]["parameters"] > rows[1]["parameters"] > 0
-    assert "against the base, noisy" in rows[1] and "against the base, noisy" not in rows[0]
+    assert "95 % of the seed 0, 4 voices resampled, noisy" in rows[0]
     # Three steps of four tones are an epoch of the twelve.
     for row in short:
         assert (row["utterances"], row["steps of an epoch"]) == ("4 x 1.2 s", 3)
         assert row["s per epoch"] == pytest.approx(3 * row["s per step"], rel=0.01)
-    for row in (*seconds, *mib):
-        assert list(row) == ["attention", "exponent, 1 to 2 s", "1 s", "2 s"]
+    columns = ["attention", "exponent, 1 to 2 s", "1 s", "2 s"]
+    assert all(list(row) == columns for row in mib)
+    assert all(list(row) == [*columns, "cores busy elsewhere, at most", "note"] for row in seconds)
     assert set(found.figures) == {"time of an utterance", "memory of an utterance"}
     claims = [
         claim.key
@@ -72,6 +76,42 @@ def test_it_runs_through_and_trains_nothing_again(bench, tmp_path, forbid_traini
         "errors-over-relative", "training-time", "parameters",
         "errors-over-attention", "training-time", "training-memory",
     ]  # fmt: skip
+
+
+def test_intervals_are_of_all_seeds_and_resample_voices(bench, tmp_path):
+    asr, toy = bench.module, bench.toy
+    toy.seeds, toy.gigabytes = [3, 5, 6, 7], 1
+    said = ["one two", "three four", "five six", "seven eight"]
+    # As many errors in what each voice says, so that drawing voices anew changes nothing.
+    wrong = word_errors(said, ["one", said[1], "five", said[3]])
+    first, last = (dict.fromkeys(("noisy", "clean"), w) for w in (wrong, word_errors(said, said)))
+    found = {
+        asr.BASE: [first, last, last, last],
+        asr.ROPE: [last, last, last, first],
+        asr.MEAN: [first, first, first, last],
+    }
+    asr.write_errors(found, ["a", "a", "b", "b"], toy)
+    base, rope, mean = results.read("asr", tmp_path / "results").tables["word errors"]
+    of = "mean of seeds 3 5 6 7"
+    assert base[f"WER, {of}, noisy"] == 0.0625
+    assert base["each seed, noisy"] == "0.2500 0.0000 0.0000 0.0000"
+    assert base[f"95 % of the {of}, 2 voices resampled, clean"] == "0.0625 to 0.0625"
+    against = f"95 % of the {of} minus the base's, 2 voices resampled, noisy"
+    assert against not in base
+    # The seeds' differences go both ways, and their mean is none.
+    assert rope[against] == "+0.0000 to +0.0000" and mean[against] == "+0.1250 to +0.1250"
+
+
+@pytest.mark.parametrize(
+    "speakers, told", [("aa", "is said by one voice"), (["a", None], "lacks names of speakers")]
+)
+def test_voices_to_judge_by_are_asked_for_before_training(bench, monkeypatch, speakers, told):
+    asr, toy = bench.module, bench.toy
+    toy.utterances = None
+    said = SimpleNamespace(speakers=speakers)
+    monkeypatch.setattr(asr, "utterances", lambda *_: said)
+    with pytest.raises(InputError, match=told):
+        asr.errors(toy)
 
 
 def test_another_recipe_is_another_training(bench, tmp_path):

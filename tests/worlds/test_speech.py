@@ -15,7 +15,7 @@ from pared.errors import InputError
 from pared.training.data import Order, generator_for
 from pared.worlds import speech
 from pared.worlds.speech import audio, grammar, voices, world
-from pared.worlds.speech.characters import Characters
+from pared.worlds.speech.characters import Characters, normalised
 from pared.worlds.speech.data import TranscriptData
 from pared.worlds.speech.sources import kinds_of, utterances
 from pared.worlds.speech.voices import VOICES, Request, Voice
@@ -165,6 +165,35 @@ def test_characters_there_and_back():
     assert characters.decode(numbers) == "don't stop me now"
     assert 0 not in numbers and max(numbers) < len(characters) == 29
     assert characters.decode([0, *numbers, 0]) == "don't stop me now"
+
+
+@pytest.mark.parametrize(
+    "text, spoken",
+    [
+        (
+            "Well\u2026maybe not, she said: \u2018hello\u2019. Yes,sir",
+            "well maybe not she said hello yes sir",
+        ),
+        ("Wait...what?No!", "wait what no"),
+        ("\u201eSo\u201c, he said,\u201a\u2019tis (I know)his.\u2018", "so he said tis i know his"),
+        (
+            "rock 'n' roll, the boys' o'clock; \u2018don\u2019t\u2019",
+            "rock n roll the boys o'clock don't",
+        ),
+        ("said''go''now", "said go now"),
+        # Numbers stay as they are written, and what stands beside one is another word.
+        ("1,000 at 10:30, or 3.5? In 1999,he", "1000 at 1030 or 35 in 1999 he"),
+        ("1...2 and the '90s", "1 2 and the 90s"),
+        ("a-b_c/d", "a b c d"),
+    ],
+)
+def test_marks_part_words_and_quotation_marks_vanish(text, spoken):
+    assert normalised(text) == spoken and normalised(spoken) == spoken
+
+
+@pytest.mark.parametrize("kind", speech.KINDS)
+def test_texts_of_the_world_are_written_as_they_are_spoken(kind):
+    assert all(normalised(text) == text for text in grammar.texts(kind, "train", 60))
 
 
 def test_other_alphabets_come_from_the_corpus():

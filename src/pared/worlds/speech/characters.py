@@ -9,16 +9,23 @@ from pared.errors import InputError
 
 BLANK = 0
 
-_DASHES = re.compile("[-_/\u2010-\u2015]")
-_UNSPOKEN = re.compile('[.,;:!?"()\\[\\]{}\u00ab\u00bb\u201c-\u201f\u2039\u203a\u2026\u00a1\u00bf]')
 _APOSTROPHES = re.compile("[\u2018\u2019\u02bc`\u00b4]")
+_MARK = '[.,;:!?"()\\[\\]{}\u00ab\u00bb\u201a-\u201f\u2039\u203a\u2026\u00a1\u00bf]'
+_WITHIN_NUMBERS = re.compile(rf"(?<=\d){_MARK}(?=\d)")
+_BETWEEN_WORDS = re.compile(f"{_MARK}|''+|[-_/\u2010-\u2015]")
+# Quotation marks, and what a word begins or ends with; those of "don't" have a letter on each side.
+_OUTER = re.compile(r"(?:^|(?<=[\s\d]))'|'(?=[\s\d]|$)")
 
 
 def normalised(text: str) -> str:
-    """A transcript in lower case, without the marks that nobody speaks, with single spaces."""
-    text = unicodedata.normalize("NFC", text).lower()
-    text = _DASHES.sub(" ", _APOSTROPHES.sub("'", text))
-    return " ".join(_UNSPOKEN.sub("", text).split())
+    """A transcript in lower case, without the marks that nobody speaks, with single spaces.
+
+    Marks part words, so "Yes,sir" is two; within numbers they vanish, so "1,000" stays one word.
+    Apostrophes stay between letters only.
+    """
+    text = _APOSTROPHES.sub("'", unicodedata.normalize("NFC", text).lower())
+    text = _BETWEEN_WORDS.sub(" ", _WITHIN_NUMBERS.sub("", text))
+    return " ".join(_OUTER.sub("", text).split())
 
 
 @dataclass(frozen=True)
