@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -241,6 +242,36 @@ def test_a_full_disk_is_said(tmp_path, enhance):
         "pared: full.wav can't be written any further (No space left on device); what came before "
         "is there.\n"
     )
+
+
+def test_two_commands_never_write_one_file(enhance, kept, wanted, tmp_path):
+    pytest.importorskip("fcntl")
+    other = sound.WavFile(tmp_path / "clean.wav")
+    other.append(pcm(WHOLE[:1000]))
+    before = (tmp_path / "clean.wav").read_bytes()
+    result = enhance(kept / "noisy.wav", "-o", "clean.wav")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "pared: clean.wav is being written by another command; wait for its end, or give another "
+        "name.\n",
+    )
+    assert (tmp_path / "clean.wav").read_bytes() == before
+    other.close()
+    assert enhance(kept / "noisy.wav", "-o", "clean.wav").exit_code == 0
+    close(read(tmp_path / "clean.wav"), wanted)
+
+
+def test_a_shorter_recording_leaves_nothing_of_a_longer_one(enhance, kept, tmp_path):
+    (tmp_path / "clean.wav").write_bytes(bytes(10**6))
+    assert enhance(kept / "noisy.wav", "-o", "clean.wav").exit_code == 0
+    assert (tmp_path / "clean.wav").stat().st_size == 44 + 2 * len(WHOLE)
+
+
+def test_beyond_four_gigabytes_the_header_tells_the_most_it_can():
+    for size, told in ((2000, 2000), (2**32 - 36, 2**32 - 36), (2**32 + 2000, 2**32 - 1)):
+        head = sound._head(size)
+        assert len(head) == 44 and struct.unpack("<I", head[40:]) == (told,)
+        assert struct.unpack("<I", head[4:8]) == (min(told + 36, 2**32 - 1),)
 
 
 # Refusals ---------------------------------------------------------------------------------------

@@ -41,6 +41,24 @@ def test_other_forms_are_converted(enrol, tmp_path, form):
     assert all(torch.allclose(found[n], ours[n], rtol=1e-3, atol=1e-3) for n in ours)
 
 
+def test_no_more_is_read_than_is_listened_to(enrol, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(enrolment, "LONGEST", 2.0)
+    taken = []
+
+    def pieces(*_):
+        for piece in audio.read(kept / "noisy.wav").split(5000):
+            taken.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr("pared.cli.sound.pieces", pieces)
+    told = enrol("x.wav").stdout
+    assert told == "voice.safetensors: a voice from 2.0 s of recording\n" and sum(taken) == 35000
+    enhancer = toy(window=512)
+    found = enrolment.load(tmp_path / "voice.safetensors", enhancer)
+    ours = enrolment.enrol(enhancer, audio.read(kept / "noisy.wav"))
+    assert all(torch.equal(found[name], ours[name]) for name in ours)
+
+
 def test_a_new_folder_is_made(enrol, kept, tmp_path):
     assert enrol(kept / "noisy.wav", "-o", "voices/new/me.safetensors").exit_code == 0
     assert (tmp_path / "voices" / "new" / "me.safetensors").is_file()

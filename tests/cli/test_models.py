@@ -89,6 +89,22 @@ def test_a_cached_hub_model_is_used_without_the_network(empty_folder, monkeypatc
     assert locate("owner/name").without_weights() == str(snapshot)
 
 
+def test_of_a_single_model_no_language_more_than_needed_is_downloaded(empty_folder, monkeypatch):
+    from huggingface_hub.utils import filter_repo_objects
+
+    needed = ["config.json", "vocab.json", "model.safetensors", "tokenizer.model"]
+    others = ["adapter.deu.safetensors", "adapter.fra.bin", "onnx/config.json", "pytorch_model.bin"]
+    asked = []
+
+    def download(name, **patterns):
+        asked.extend(filter_repo_objects([*needed, *others], **patterns))
+        return empty_folder
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert locate("a-lab/a-model").model_folder() == empty_folder
+    assert asked == needed
+
+
 def test_a_single_model_is_found_by_the_same_names(empty_folder):
     folder = model_folder(empty_folder / "runs" / "recogniser")
     assert locate("runs/recogniser").model_folder().samefile(folder)

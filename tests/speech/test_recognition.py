@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -178,6 +179,17 @@ def test_a_weight_that_only_training_uses_may_be_missing(folder, tmp_path):
     place = changed(folder, tmp_path, "model.safetensors", without("masked_spec_embed"))
     sound = noise(16000)
     assert torch.equal(load(place).scores(sound), load(folder).scores(sound))
+
+
+@pytest.mark.skipif(find_spec("torchaudio") is not None, reason="the package is here")
+def test_an_extractor_that_needs_another_package(folder, tmp_path):
+    """It's told before the weights are opened, which aren't there."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "granite_speech5_ctc"}))
+    kind = {"feature_extractor_type": "GraniteSpeech5FeatureExtractor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(kind))
+    with pytest.raises(InputError, match=r"needs a package that isn't here \(.*torchaudio") as told:
+        load(tmp_path)
+    assert "\n" not in str(told.value) and ". " not in str(told.value)
 
 
 def test_no_folder_at_all(tmp_path):

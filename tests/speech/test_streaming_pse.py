@@ -136,6 +136,40 @@ def test_ten_seconds_count():
     assert told["key"].shape[3] == int(1.5 * 16000 // enhancer.settings.hop)
 
 
+def test_what_follows_the_longest_enrolment_is_not_listened_to(monkeypatch):
+    monkeypatch.setattr(enrolment, "LONGEST", 2.0)
+    enhancer, speech = toy(), noise(2 * 16000)
+    told = enrolment.enrol(enhancer, speech)["key"]
+    longer = torch.cat([speech, 100 * noise(16000, seed=1)])  # beside which all else is a pause
+    assert torch.equal(enrolment.enrol(enhancer, longer)["key"], told)
+    with pytest.raises(pared.InputError, match=r"the enrolment is silent in its first 2 s; record"):
+        enrolment.enrol(enhancer, torch.cat([torch.zeros(32000), speech]))
+    with pytest.raises(pared.InputError, match=r"has 0.25 s of speech in its first 2 s; it needs"):
+        enrolment.enrol(enhancer, torch.cat([speech[:4000], torch.zeros(28000), speech]))
+
+
+@pytest.mark.parametrize("offset", [0.01, 0.3])
+def test_an_offset_is_no_speech(offset):
+    enhancer, speech = toy(), noise(2 * 16000)
+    with_pause = torch.cat([speech[:16000], 1e-5 * noise(16000, seed=1), speech[16000:]])
+    kept, wanted = (
+        enrolment.enrol(enhancer, one)["key"] for one in (with_pause + offset, with_pause)
+    )
+    torch.testing.assert_close(kept, wanted, rtol=0, atol=1e-3)
+    with pytest.raises(pared.InputError, match="the enrolment is silent"):
+        enrolment.enrol(enhancer, torch.full((32000,), offset))
+
+
+def test_without_an_offset_a_recording_is_taken_as_it_is():
+    enhancer, speech = toy(), noise(2 * 16000)
+    pause = 1e-4 * noise(16000, seed=1) + 1e-4
+    # A voice has a mean of its own, which its pauses haven't.
+    for one in (speech + 0.01, torch.cat([speech + 0.01, pause])):
+        encoded, valid = enhancer.encoded(one[None])
+        told = enhancer.cached(encoded[:, valid[0]])
+        assert torch.equal(enrolment.enrol(enhancer, one)["key"], told["key"])
+
+
 @pytest.mark.parametrize(
     "recording, message",
     [
@@ -168,6 +202,21 @@ def test_enrolment_files(tmp_path):
     found = enrolment.load(path, enhancer)
     assert found.keys() == told.keys()
     assert all(torch.equal(found[name], told[name]) for name in told)
+
+
+def test_two_at_a_time_may_write_one_enrolment_file(tmp_path, monkeypatch):
+    enhancer, path, real = toy(), tmp_path / "me.safetensors", enrolment.save_file
+    ours, theirs = (enrolment.enrol(enhancer, noise(32000, seed=seed)) for seed in (0, 1))
+
+    def write(*given):
+        monkeypatch.setattr(enrolment, "save_file", real)
+        real(*given)
+        enrolment.save(path, enhancer, theirs)  # while ours is on its way
+
+    monkeypatch.setattr(enrolment, "save_file", write)
+    enrolment.save(path, enhancer, ours)
+    assert torch.equal(enrolment.load(path, enhancer)["key"], ours["key"])
+    assert [one.name for one in tmp_path.iterdir()] == ["me.safetensors"]
 
 
 def test_enrolment_files_that_are_refused(tmp_path):

@@ -38,6 +38,15 @@ def test_every_frame_comes_once_for_every_kind_of_model(kind):
     torch.testing.assert_close(found.exp().sum(dim=-1), torch.ones(len(found)))
 
 
+def test_an_adapter_makes_fewer_frames_and_no_window_is_lost():
+    """Behind some encoders three convolutions leave one frame of eight."""
+    recogniser, sound = recognisers.wav2vec2(add_adapter=True, output_hidden_size=32), noise(99_840)
+    assert recogniser.hop == 8 * 320
+    found = list(windowed(recogniser, sound.split(5000), **WINDOW))
+    assert len(found) > 3 and all(map(len, found))
+    assert sum(map(len, found)) == len(recogniser.scores(sound)) == 39
+
+
 def test_an_hour_takes_no_more_memory_than_a_minute(monkeypatch):
     recogniser = deaf_to_the_rest()
     heard = []

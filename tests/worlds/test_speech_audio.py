@@ -13,7 +13,7 @@ import torch
 from scipy import signal
 
 from pared.errors import InputError
-from pared.worlds.speech import audio
+from pared.worlds.speech import audio, mp3
 
 
 def sine(frequency, rate, seconds=0.5, amplitude=0.5):
@@ -184,6 +184,78 @@ def test_a_wav_of_unknown_length_is_taken():
     place = stored.index(b"data") + 4
     stored[place : place + 4] = b"\xff\xff\xff\xff"
     assert len(audio.read(bytes(stored))) == len(TONE)
+
+
+def from_a_pipe(samples):
+    """A FLAC whose header doesn't tell how many samples there are."""
+    stored = bytearray(content(samples, "FLAC", subtype="PCM_16"))
+    stored[21] &= 0xF0
+    stored[22:26] = bytes(4)
+    return bytes(stored)
+
+
+@pytest.mark.parametrize("samples", [8000, 2000], ids=["8000", "a block"])
+def test_a_flac_of_unknown_length_is_taken(samples, monkeypatch):
+    monkeypatch.setattr(audio, "BLOCK", 2000)
+    told, untold = content(TONE[:samples], "FLAC", subtype="PCM_16"), from_a_pipe(TONE[:samples])
+    assert torch.equal(audio.read(untold), audio.read(told))
+    assert sum(map(len, audio.read_blocks(untold))) == samples
+    audio.check(untold)
+    with audio.opened(untold) as file:
+        assert file.frames == audio.UNKNOWN_FRAMES and audio.frames_of(file) == samples
+    with pytest.raises(InputError, match="is silent from beginning to end"):
+        audio.check(from_a_pipe(0 * TONE))
+
+
+# MP3s
+
+
+def mp3_of(seconds, rate=44100, mode="CONSTANT", samples=None):
+    soundfile = pytest.importorskip("soundfile")
+    stored = io.BytesIO()
+    samples = sine(440, rate, seconds).numpy() if samples is None else samples
+    settings = {"format": "MP3", "bitrate_mode": mode, "compression_level": 0.5}
+    soundfile.write(stored, samples, rate, **settings)
+    return stored.getvalue()
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 24000, 32000, 44100, 48000])
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+@pytest.mark.parametrize("seconds", [0.3, 4])
+def test_an_mp3_lasts_as_long_as_its_frames(rate, mode, seconds, tmp_path):
+    stored = mp3_of(seconds, rate, mode)
+    assert seconds <= mp3.seconds(stored) < seconds + audio.PADDING
+    assert len(audio.read(stored)) == pytest.approx(seconds * 16000, abs=1)
+    # With tags before it and behind, in which some bytes look like the beginnings of frames.
+    tag = b"ID3\4\0\0\0\0\x0f\x50" + (7 * b"\xff\xfb\x90\0\0").ljust(2000, b"\0")
+    (tmp_path / "tagged.mp3").write_bytes(tag + stored + b"TAG" + bytes(125))
+    assert mp3.seconds(tmp_path / "tagged.mp3") == mp3.seconds(stored)
+    assert torch.equal(audio.read(tmp_path / "tagged.mp3"), audio.read(stored))
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_joined_mp3s_are_refused_rather_than_halved(mode, tmp_path):
+    path = tmp_path / "both.mp3"
+    path.write_bytes(mp3_of(2, mode=mode) + mp3_of(3, 22050, mode))
+    told = r"lasts 5\.\d s, of which only the first 2\.0 can be read, as in joined files \(`ffmpeg"
+    for reads in (audio.read, audio.check, lambda source: next(audio.read_blocks(source))):
+        for source in (path, path.read_bytes()):
+            with pytest.raises(InputError, match=told):
+                reads(source)
+
+
+def test_an_mp3_that_tells_no_length_is_taken_where_the_guess_is_right():
+    """Without the frame that tells it, it's guessed by the bitrate of the first."""
+    stored = mp3_of(4)
+    first = mp3._frame(stored, 0).size
+    assert b"Info" in stored[:first]
+    assert len(audio.read(stored[first:])) == pytest.approx(4 * 16000, rel=0.02)
+    # A loud beginning in many bits, of which a guess makes few frames.
+    noise = np.random.default_rng(0).normal(0, 0.2, 3 * 44100) * np.repeat([1, 0.01, 1], 44100)
+    varied = mp3_of(3, mode="VARIABLE", samples=noise)
+    assert len(audio.read(varied)) == 3 * 16000
+    with pytest.raises(InputError, match=r"lasts 3\.\d s, of which only the first \d\.\d can be"):
+        audio.read(varied[mp3._frame(varied, 0).size :])
 
 
 def test_a_missing_file_and_a_missing_package(tmp_path, monkeypatch):

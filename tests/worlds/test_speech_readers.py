@@ -109,6 +109,19 @@ def test_headers_alone_leave_silence_to_the_drawing(librispeech):
         read_speech(librispeech, split="test-clean", thorough=False)
 
 
+@pytest.mark.parametrize("thorough", [True, False])
+def test_a_flac_from_a_pipe_is_measured(librispeech, thorough):
+    """Its header doesn't tell how many samples there are."""
+    before = read_speech(librispeech, split="test-clean", thorough=thorough).lengths
+    path = librispeech / "test-clean" / "61" / "70968" / "61-70968-0000.flac"
+    stored = bytearray(path.read_bytes())
+    stored[21] &= 0xF0
+    stored[22:26] = bytes(4)
+    path.write_bytes(stored)
+    corpus = read_speech(librispeech, split="test-clean", thorough=thorough)
+    assert corpus.lengths == before == [len(corpus.waveform(0))]
+
+
 # Common Voice
 
 

@@ -1,12 +1,19 @@
 """`pared enrol`: let an enhancer know whose voice to keep."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pared.cli import sound
 from pared.cli.sound_card import RATE, SoundCard
 from pared.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Seconds that a microphone listens, where nothing is said.
 LISTEN = 8.0
@@ -48,9 +55,20 @@ def command(source: str, output: Path, seconds: float | None, model: str) -> Non
     from pared.speech.streaming_pse import enrolment
 
     enrolment.check_model(enhancer)
-    whole = torch.cat(list(recording))
-    enrolled = enrolment.enrol(enhancer, whole)
+    heard = torch.cat(_first(recording, round(enrolment.LONGEST * RATE)))
+    enrolled = enrolment.enrol(enhancer, heard)
     enrolment.save(output, enhancer, enrolled)
     what = "a voice" if enrolled else "no voice, as this model (conditioning=none) keeps them all,"
     lost = f", in which sound was lost {card.times_lost()}" if card.lost else ""
-    click.echo(f"{output}: {what} from {len(whole) / RATE:.1f} s of recording{lost}")
+    click.echo(f"{output}: {what} from {len(heard) / RATE:.1f} s of recording{lost}")
+
+
+def _first(pieces: Iterator[Tensor], samples: int) -> list[Tensor]:
+    """The pieces up to so many samples; no more are taken."""
+    taken: list[Tensor] = []
+    for piece in pieces:
+        taken.append(piece[:samples])
+        samples -= len(taken[-1])
+        if not samples:
+            break
+    return taken

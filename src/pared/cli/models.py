@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What a single model has in its folder: configurations, vocabularies, weights.
 MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+# What may lie beside them: in folders other forms, such as ONNX, and another language's adapter,
+# of which some recognisers have a thousand.
+OTHER_FILES = ["*/*", "adapter.*"]
 
 
 @dataclass(frozen=True)
@@ -219,8 +222,7 @@ def _fetched_model(hub_id: str) -> Path:
     from huggingface_hub.errors import HTTPError
 
     try:
-        # Folders within hold other forms of it, such as ONNX.
-        found = snapshot_download(hub_id, allow_patterns=MODEL_FILES, ignore_patterns="*/*")
+        found = snapshot_download(hub_id, allow_patterns=MODEL_FILES, ignore_patterns=OTHER_FILES)
     except (OSError, ValueError, HTTPError):
         raise InputError(
             f"{hub_id} can't be had: it isn't in this machine's cache, and the hub has no such "

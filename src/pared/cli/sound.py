@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,6 +36,8 @@ VOICE = "voice.safetensors"
 PIPE, MICROPHONE = "-", "mic"
 # Samples that are taken from a file at a time.
 PIECE = 4096
+# The largest size that the header of a WAV file can tell.
+LARGEST = 0xFFFFFFFF
 
 model_option = click.option(
     "--model",
@@ -163,6 +168,10 @@ def written(output: Path | None, source: str, card: SoundCard) -> Iterator[Write
     file = Pipe() if output is None else WavFile(output)
     try:
         yield lambda samples: file.append(int16(samples))
+    except BlockingIOError:
+        raise InputError(
+            f"{output} is being written by another command; wait for its end, or give another name."
+        ) from None
     except OSError as error:
         if error.errno == errno.EPIPE:  # nobody is left to tell
             raise
@@ -201,18 +210,17 @@ class WavFile:
         self.file: Any = None
 
     def append(self, data: bytes) -> None:
-        """Append 16-bit samples, then tell their number in the header."""
+        """Append 16-bit samples, then tell their number in the header.
+
+        Raises:
+            BlockingIOError: another command is writing the file, which stays as it is.
+        """
         if not data:
             return
         if self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("wb", buffering=0)
-        head = struct.pack(
-            "<4sI4s4sIHHIIHH4sI",
-            *(b"RIFF", 36 + self.size + len(data), b"WAVE"),
-            *(b"fmt ", 16, 1, 1, RATE, 2 * RATE, 2, 16),
-            *(b"data", self.size + len(data)),
-        )
+            self.file = FileIO(self.path, "wb", opener=_alone)
+        head = _head(self.size + len(data))
         for place, part in ((len(head) + self.size, data), (0, head)):
             self.file.seek(place)
             _write(self.file, part)
@@ -222,6 +230,40 @@ class WavFile:
         """Close it where it was begun."""
         if self.file is not None:
             self.file.close()
+
+
+def _head(size: int) -> bytes:
+    """What stands before so many bytes of samples."""
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", min(36 + size, LARGEST), b"WAVE"),
+        *(b"fmt ", 16, 1, 1, RATE, 2 * RATE, 2, 16),
+        *(b"data", min(size, LARGEST)),
+    )
+
+
+def _alone(path: str, flags: int) -> int:
+    """Open a file as `FileIO` does, and empty it only once no other command writes it."""
+    file = os.open(path, flags & ~os.O_TRUNC, 0o666)
+    try:
+        _lock(file)
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            os.ftruncate(file, 0)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _lock(file: int) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        pass  # Windows and some network disks have no such locks; samples are written all the same
 
 
 def _write(file: Any, data: bytes) -> None:

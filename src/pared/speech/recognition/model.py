@@ -51,8 +51,12 @@ class Recogniser:
     @cached_property
     def hop(self) -> int:
         """Samples from one frame to the next."""
+        config = self.model.config
         if self.model.main_input_name == "input_values":
-            return int(self.model.config.inputs_to_logits_ratio)
+            # transformers leaves out the convolutions of an adapter, behind the encoder.
+            adapter = getattr(config, "add_adapter", False)
+            fewer = config.adapter_stride**config.num_adapter_layers if adapter else 1
+            return int(config.inputs_to_logits_ratio) * int(fewer)
         # Features come every 10 ms; how many of them make a frame, two lengths tell.
         sounds = [torch.zeros(seconds * self.rate) for seconds in (8, 40)]
         short, long = frame_lengths(self.model, self.inputs(sounds)["input_lengths"]).tolist()
@@ -98,23 +102,23 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Recogniser:
         device: where to put the weights.
 
     Raises:
-        InputError: there is none, it's no CTC model, or a part is missing or damaged.
+        InputError: there is none, it's no CTC model, or a part is missing or damaged or needs
+            another package.
     """
     from transformers import AutoTokenizer
 
     folder = Path(folder)
     check_folder(folder)
-    model = _model(folder).to(device).eval()
     extractor, tokenizer = extractor_in(folder), _part(AutoTokenizer, folder)
     _check_words(folder, tokenizer)
-    return Recogniser(model, extractor, tokenizer)
+    return Recogniser(_model(folder).to(device).eval(), extractor, tokenizer)
 
 
 def extractor_in(folder: Path) -> Any:
     """The feature extractor that was saved with a model.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it needs another package.
     """
     from transformers import AutoFeatureExtractor
 
@@ -128,6 +132,12 @@ def _part(cls: Any, folder: Path) -> Any:
         raise InputError(
             f"{folder} lacks the feature extractor or the tokenizer of its model; copy the whole "
             "folder."
+        ) from None
+    except ImportError as error:
+        reason = _first_line(error).partition(". ")[0]  # what follows tells what to restart
+        raise InputError(
+            f"{folder} needs a package that isn't here ({reason}); install it, or give another "
+            "model."
         ) from None
 
 

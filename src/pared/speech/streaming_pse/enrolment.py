@@ -5,6 +5,7 @@ baseline) and, as metadata, a digest of the model that made it: of no use to ano
 """
 
 import os
+import secrets
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from torch import Tensor
 from pared.errors import InputError
 from pared.speech.streaming_pse.layers import Enrolment
 from pared.speech.streaming_pse.method import SAMPLE_RATE
-from pared.speech.streaming_pse.model import StreamingPSEModel
+from pared.speech.streaming_pse.model import PAUSE, StreamingPSEModel
 from pared.speech.streaming_pse.stream import check_samples
 
 # Seconds of recording, and of speech in it, below which there is too little to tell a voice by.
 SHORTEST, LEAST_SPEECH = 1.0, 0.5
+# Seconds of recording that are listened to, so that memory doesn't grow with the rest; pauses are
+# what is far softer than the loudest moment in them.
+LONGEST = 300.0
 # Samples below this are silence: one step of 16 bits.
 SILENCE = 2**-15
 FORMAT = "pared-enrolment"
@@ -33,7 +37,8 @@ def enrol(model: StreamingPSEModel, recording: Tensor) -> Enrolment:
     Args:
         model: the enhancer; not one with `conditioning="static_vector"`, whose embedding comes from
             elsewhere and goes through `StreamingPSEModel.encode`.
-        recording: of the user alone, float (samples,), at 16 kHz; 3 to 10 s are best.
+        recording: of the user alone, float (samples,), at 16 kHz; 3 to 10 s are best, and what
+            comes after `LONGEST` isn't listened to.
 
     Returns:
         As `StreamingPSEModel.encode`, for a batch of one.
@@ -45,13 +50,38 @@ def enrol(model: StreamingPSEModel, recording: Tensor) -> Enrolment:
     check_model(model)
     check_samples(recording)
     _check_length(len(recording) / SAMPLE_RATE, SHORTEST, "s")
+    recording, where = recording[: round(LONGEST * SAMPLE_RATE)], ""
+    if len(recording) == round(LONGEST * SAMPLE_RATE):
+        where = f" in its first {LONGEST:g} s"
+    recording = _centred(recording, settings.window)
     if recording.abs().amax() < SILENCE:
-        raise InputError("the enrolment is silent; record at least one second of speech.")
+        raise InputError(f"the enrolment is silent{where}; record at least one second of speech.")
     if settings.conditioning == "none":
         return {}
     encoded, valid = model.encoded(recording[None].to(model.device))
-    _check_length(int(valid.sum()) * settings.hop / SAMPLE_RATE, LEAST_SPEECH, "s of speech")
+    _check_length(
+        int(valid.sum()) * settings.hop / SAMPLE_RATE, LEAST_SPEECH, f"s of speech{where}"
+    )
     return {name: each.contiguous() for name, each in model.cached(encoded[:, valid[0]]).items()}
+
+
+def _centred(recording: Tensor, frame: int) -> Tensor:
+    """The recording, without an offset so large that its pauses would pass for speech.
+
+    Not without its mean: many voices have one, which their pauses don't have.
+
+    Args:
+        recording: (samples,), at least a frame long.
+        frame: in samples.
+    """
+    frames = recording.unfold(0, frame, frame)
+    power, means = frames.var(dim=1, correction=0), frames.mean(dim=1)
+    loudest = power.amax()
+    pauses = means[power <= (PAUSE * loudest).clamp(min=SILENCE**2)]
+    # Half of `PAUSE`, since an offset is one frequency less its mirror, of which sounds have both.
+    if len(pauses) and (offset := pauses.median()).square() > PAUSE / 2 * loudest:
+        return recording - offset
+    return recording
 
 
 def check_model(model: StreamingPSEModel) -> None:
@@ -88,7 +118,8 @@ def save(path: str | Path, model: StreamingPSEModel, enrolment: Enrolment) -> No
     }
     tensors = {name: each.detach().cpu().contiguous() for name, each in enrolment.items()}
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    # A name of its own: another command may write the same file.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata)

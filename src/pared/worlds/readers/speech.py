@@ -223,7 +223,7 @@ def _with_frames(recording: Recording, thorough: bool) -> Recording:
     try:
         content = recording.content()
         with audio.opened(content) as file:
-            frames, rate = file.frames, file.samplerate
+            frames, rate = audio.frames_of(file), file.samplerate
         if thorough:
             audio.decoded(content)
     except audio.Unreadable as fault:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pared.errors import InputError
 from pared.worlds.optional import need
+from pared.worlds.speech import mp3
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -37,6 +38,8 @@ BETA = 8.6  # of the Kaiser window: 85 dB below in the stop band
 
 SILENCE = 2**-15  # one step of 16 bits
 UNKNOWN_SIZE = 0x7FFFF000  # and above: what programs write that don't know a length beforehand
+UNKNOWN_FRAMES = 2**63 - 1  # what libsndfile tells of a FLAC of such a program
+PADDING = 0.5  # seconds that the frames of an MP3 may last beyond its sound
 LARGEST_PAGE = 27 + 255 + 255 * 255  # of an OGG, in bytes
 
 
@@ -53,8 +56,8 @@ def read(source: str | Path | bytes) -> Tensor:
         source: the file, or its content.
 
     Raises:
-        InputError: the file is missing, not to be read, empty, cut off, silent, no sound, or has
-            NaN samples; or `soundfile` isn't installed.
+        InputError: the file is missing, not to be read, empty, cut off, silent, no sound, joined
+            of several MP3s, or has NaN samples; or `soundfile` isn't installed.
     """
     with _refusing(source):
         return decoded(source)
@@ -130,7 +133,8 @@ def _mono(file: SoundFile) -> Iterator[Tensor]:
         loudest = max(loudest, float(block.abs().amax()))
         yield block
     # The length of an MP3 can be an estimate.
-    if taken < file.frames * (0.98 if file.format == "MP3" else 1):
+    told = 0 if file.frames == UNKNOWN_FRAMES else file.frames
+    if taken < told * (0.98 if file.format == "MP3" else 1):
         raise Unreadable(f"is cut off after {taken} of {file.frames} samples")
     if loudest < SILENCE:
         raise Unreadable("is silent from beginning to end")
@@ -140,7 +144,8 @@ def opened(source: str | Path | bytes):
     """A `soundfile.SoundFile` whose header has been checked; close it.
 
     Raises:
-        Unreadable: missing, not to be read, empty, cut off, or no sound.
+        Unreadable: missing, not to be read, empty, cut off, no sound, or an MP3 of which only a
+            part can be read.
         InputError: `soundfile` isn't installed.
     """
     soundfile = need("soundfile", extra="speech")
@@ -154,10 +159,44 @@ def opened(source: str | Path | bytes):
         file = soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except RuntimeError as error:
         raise Unreadable("is damaged, or no WAV, FLAC, OGG or MP3") from error
-    if not file.frames:
+    try:
+        _check_length(file, source)
+    except Unreadable:
         file.close()
-        raise Unreadable("has no samples")
+        raise
+    except OSError as error:
+        file.close()
+        raise Unreadable(f"can't be read ({error.strerror})") from error
     return file
+
+
+def frames_of(file: SoundFile) -> int:
+    """Samples of an opened sound at its own rate; it's read where its header doesn't tell.
+
+    Raises:
+        Unreadable: as it's read.
+    """
+    return sum(map(len, _mono(file))) if file.frames == UNKNOWN_FRAMES else file.frames
+
+
+def _check_length(file: SoundFile, source: Path | bytes) -> None:
+    """Refuse a sound that is empty, or of which libsndfile would read a part only.
+
+    Raises:
+        Unreadable: it is.
+        OSError: it can't be read any more.
+    """
+    if not file.frames:
+        raise Unreadable("has no samples")
+    if file.frames == UNKNOWN_FRAMES:
+        # It would be sought in after every read, which fails at the end.
+        file.seekable = lambda: False
+    told = file.frames / file.samplerate
+    if file.format == "MP3" and (held := mp3.seconds(source)) > 1.02 * told + PADDING:
+        raise Unreadable(
+            f"lasts {held:.1f} s, of which only the first {told:.1f} can be read, as in joined "
+            "files (`ffmpeg -i old.mp3 new.flac` makes a whole one)"
+        )
 
 
 def _check_whole(source: Path | bytes) -> None:
