@@ -75,8 +75,7 @@ def bench(
         peers: also an arm for every cache of diffusers and cache-dit that works on the pipeline.
         models: by arm, what the commands of the report call its model, e.g. {"base":
             "house:pixart"}; by default where it was loaded from.
-        dtype: that the models were loaded in, e.g. "bfloat16", for these commands; by default as
-            saved.
+        dtype: for these commands, e.g. "bfloat16"; by default as saved.
         call: further arguments of the pipeline's call.
 
     Returns:
@@ -103,10 +102,8 @@ def bench(
             session.paint(examiner, real, captions)
     known = _origins(session, {base: target} if isinstance(target, str) else {}, models or {})
     title = (models or {}).get(base) or (target if isinstance(target, str) else _name(opened))
-    conditions = _conditions(session, subject, examiner) | {
-        "seeds": seeds,
-        "real_pictures": 0 if real is None else len(real),
-    }
+    conditions = _conditions(session, subject, examiner)
+    conditions |= {"seeds": seeds, "real_pictures": 0 if real is None else len(real)}
     return report(session, title, conditions, known, dtype)
 
 
