@@ -206,9 +206,10 @@ def row_of(arm: str, runs: Sequence[Figures]) -> Figures:
         if key == "machine":
             row[key] = "; ".join(sorted(set(values)))
             continue
-        row[key] = float(f"{statistics.mean(values):.4g}")
-        if key == "SI-SDRi, dB" and len(values) > 1:
-            row["sd"] = float(f"{statistics.stdev(values):.2g}")
+        same = len(set(values)) == 1
+        row[key] = values[0] if same else float(f"{statistics.mean(values):.4g}")
+        if key == "SI-SDRi, dB" and not same:
+            row[f"{key} sd"] = float(f"{statistics.stdev(values):.2g}")
     return row
 
 

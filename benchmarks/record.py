@@ -120,8 +120,12 @@ def points(
 
 
 def command() -> str:
-    """The command that runs, from the root of the checkout."""
-    return " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]])
+    """The command that runs, from the root of the checkout, without what only sums up.
+
+    What is kept was made by the same command, which trains where nothing is kept.
+    """
+    words = [word for word in sys.argv[1:] if word != "--kept"]
+    return " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *words])
 
 
 def describe_machine(device: str | torch.device = "cpu") -> str:
