@@ -488,10 +488,15 @@ def _wide_enough(
     model: nn.Module, key: str, tensor: torch.Tensor, dtype: torch.dtype | None
 ) -> torch.dtype | None:
     """The type for a weight: diffusers keeps some, such as Wan's tables, in more than the rest."""
-    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
-    if dtype is None or set(kept).isdisjoint(key.split(".")):
+    if dtype is None or not keeps_wide(model, key):
         return dtype
     return torch.promote_types(tensor.dtype, dtype)
+
+
+def keeps_wide(model: nn.Module, name: str) -> bool:
+    """Whether a model's library keeps the weight of that name in float32, whatever the rest has."""
+    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
+    return not set(kept).isdisjoint(name.split("."))
 
 
 def _set(model: nn.Module, key: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> None:

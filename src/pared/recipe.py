@@ -36,7 +36,7 @@ from pared.few_step import rounds
 from pared.healing import in_float32, student_of, task_of
 from pared.method import Conversion, Model, convert, denoiser, parse, replace_denoiser, stack_of
 from pared.training import TrainingSettings, train
-from pared.training.processes import saved_once, this_process
+from pared.training.processes import saved_once, to_accelerator
 from pared.worlds import emoji, tasks
 from pared.worlds.emoji.world import STORED_SIZE
 from pared.worlds.house import folder_of
@@ -483,7 +483,8 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
     if methods := [cast(Conversion, parse(spec)) for spec in recipe.model.methods]:
         convert(model, *methods)
     pipeline = None if recipe.pipeline is None else pack(recipe.pipeline, recipe.data, model)
-    _to_accelerator(pipeline)
+    if pipeline is not None:
+        to_accelerator(pipeline)
     objectives = [
         _objective(recipe.objective_of(stage), pipeline, methods) for stage in recipe.stages
     ]
@@ -506,8 +507,7 @@ def run(recipe: Recipe, folder: str | Path) -> Any:
 
 def _go_on(recipe: Recipe, folder: Path) -> Any:
     """The case of a given pipeline: its denoiser is converted and healed, or trained on."""
-    pipeline = _opened(str(recipe.model.from_))
-    _to_accelerator(pipeline)
+    pipeline = to_accelerator(_opened(str(recipe.model.from_)))
     teacher = denoiser(pipeline)
     student = student_of(teacher)
     torch.manual_seed(recipe.model.seed)
@@ -552,12 +552,6 @@ def _opened(source: str) -> Any:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise InputError(f"the pipeline {source} can't be had: {reason}.") from None
     return checkpoint.load(place)
-
-
-def _to_accelerator(pipeline: Any) -> None:
-    """Move a pipeline to where this process will train, so that its encoders run there too."""
-    if pipeline is not None:
-        pipeline.to(this_process().device)
 
 
 def pack(table: PipelineTable, data: DataTable, model: nn.Module) -> Any:

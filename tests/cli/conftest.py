@@ -1,5 +1,6 @@
 """Running commands in an empty folder, and what a refusal looks like."""
 
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from diffusers import PixArtTransformer2DModel
 
 from pared.cli import main
 from tests.cli import toy_pipeline
@@ -116,3 +118,18 @@ def in_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         return main([str(word) for word in words], standalone_mode=False) or 0
 
     return invoke
+
+
+@pytest.fixture
+def student_calls(run: Run, pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> list:
+    """Calls of `student`, which reads the scale: samples of each, and the weight that it read."""
+    run("convert", pipeline, "--with", "guidance-distillation", "-o", "student")
+    forward, calls = PixArtTransformer2DModel.forward, []
+
+    @functools.wraps(forward)  # run-time methods read its signature
+    def counted(self, latents, *arguments, **call):
+        calls.append((len(latents), self.pared_inputs["guidance_weight"].value.item()))
+        return forward(self, latents, *arguments, **call)
+
+    monkeypatch.setattr(PixArtTransformer2DModel, "forward", counted)
+    return calls

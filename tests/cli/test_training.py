@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import pared
 from pared import recipe as recipes
-from pared.cli.heal import items_of, latents_for, to_accelerator
-from pared.training import loop
+from pared.cli.heal import items_of, latents_for
+from pared.training import loop, processes
 from pared.worlds import emoji
 from tests.recipes import pipelines as toys
 from tests.signals import ctrl_c
@@ -245,16 +245,15 @@ def weights_of(folder):
 
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 def test_pipelines_encode_on_the_accelerator(pipeline):
-    assert to_accelerator(pared.load(pipeline)).device.type != "cpu"
+    assert processes.to_accelerator(pared.load(pipeline)).device.type != "cpu"
 
 
 @pytest.mark.parametrize("words", [["heal", "student", "--teacher"], ["layers"]])
 def test_encoders_are_taken_to_where_training_runs(run, pipeline, student, photos, words):
     moved, steps = [], ["--steps", 1, "--batch-size", 2, "--data", "photos", "-o", "out"]
     steps += ["--with", "edit", "--count", 1] if words == ["layers"] else []
-    name = f"pared.cli.{words[0]}.to_accelerator"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(name, lambda pipe: moved.append(pipe) or pipe)
+        patch.setattr(processes, "to_accelerator", lambda pipe: moved.append(pipe) or pipe)
         result = run(*words, pipeline, *steps)
     assert result.exit_code == 0, result.output
     assert len(moved) == 1

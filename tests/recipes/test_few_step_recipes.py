@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from PIL import Image
 from tqdm import tqdm
 
 import pared
@@ -44,15 +43,6 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 V = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 V |= {"prediction_type": "v_prediction", "steps_offset": 1}
 SCHEDULERS = {"pixart": FLOW, "unet": V}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    place = tmp_path_factory.mktemp("photos")
-    for number in range(3):
-        Image.effect_noise((80, 80), 60).save(place / f"{number}.png")
-        (place / f"{number}.txt").write_text(f"cat face {number}")
-    return place
 
 
 @pytest.fixture

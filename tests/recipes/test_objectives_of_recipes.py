@@ -7,13 +7,13 @@ import diffusers
 import pytest
 import torch
 from accelerate import PartialState
-from PIL import Image
 
 from pared import recipe
 from pared.errors import InputError
 from pared.healing import task_of
 from pared.method import parse, stack_of
 from pared.objectives.denoising import Denoising
+from pared.training import processes
 from tests.recipes.pipelines import pipeline
 
 HOUSE = Path(__file__).parents[2] / "recipes" / "house"
@@ -30,15 +30,6 @@ name = "denoising"
 size = 64
 training = { steps = 2, batch_size = 2 }
 """
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    place = tmp_path_factory.mktemp("photos")
-    for number in range(3):
-        Image.effect_noise((80, 80), 60).save(place / f"{number}.png")
-        (place / f"{number}.txt").write_text(f"cat face {number}")
-    return place
 
 
 @pytest.fixture(scope="module", params=["pixart", "sd3"])
@@ -184,7 +175,7 @@ def test_a_model_of_a_class_has_no_teacher_to_learn_from():
 def test_only_the_main_process_saves(given, process, planned, seen, photos, monkeypatch, tmp_path):
     """And all go on once it has."""
     waited = []
-    monkeypatch.setattr(recipe.this_process(), "process_index", process)
+    monkeypatch.setattr(processes.this_process(), "process_index", process)
     monkeypatch.setattr(
         PartialState, "wait_for_everyone", lambda self: waited.append((tmp_path / "out").exists())
     )
@@ -198,6 +189,6 @@ def test_only_the_main_process_saves(given, process, planned, seen, photos, monk
 
 def test_a_pipeline_goes_to_the_device_of_its_process(monkeypatch):
     pipe = pipeline("pixart")
-    monkeypatch.setattr(recipe.this_process(), "device", torch.device("meta"))
-    recipe._to_accelerator(pipe)
+    monkeypatch.setattr(processes.this_process(), "device", torch.device("meta"))
+    processes.to_accelerator(pipe)
     assert {pipe.transformer.device.type, pipe.vae.device.type} == {"meta"}

@@ -22,7 +22,7 @@ from pared.speech.hearing import (
     set_chunks,
 )
 from pared.speech.summary_mixing_checks import converted
-from pared.speech.toys import encoded, frames
+from pared.speech.toys import encoded, frames, toy
 
 
 def convolution(hearing: Hearing, kernel: int = 5) -> tuple[nn.Conv1d, FrameConvolution]:
@@ -111,7 +111,7 @@ def test_streaming_draws_chunks_in_training_alone(slug):
 @pytest.mark.parametrize("drawing", ["", ":streaming=true"])
 def test_chunks_of_random_lengths_give_what_their_mask_gives(slug, left, drawing):
     """Two streams at a time, whose chunks differ, against all frames at once."""
-    model = stirred(slug + drawing)
+    model = toy("toy:conformer", pared.parse(slug + drawing))
     x, wholes = frames(2, 24), []
     splits = [random_split(24, seed) for seed in (0, 1)]
     assert splits[0] != splits[1]
@@ -131,16 +131,6 @@ def test_chunks_of_random_lengths_give_what_their_mask_gives(slug, left, drawing
         torch.testing.assert_close(torch.cat(heard, dim=1), whole, rtol=0, atol=1e-5)
 
 
-def stirred(slug: str) -> nn.Module:
-    """A converted toy whose frames hear one another well; fresh weights hardly do."""
-    torch.manual_seed(0)
-    model = pared.convert(presets.build("toy:conformer", "cpu"), pared.parse(slug)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
 def random_split(total: int, seed: int) -> list[int]:
     """Random lengths from 1 frame up that make `total` together."""
     generator = torch.Generator().manual_seed(seed)
@@ -149,7 +139,7 @@ def random_split(total: int, seed: int) -> list[int]:
 
 
 def test_chunks_of_other_frames_than_there_are_say_what_is_right():
-    model = stirred("rope-asr")
+    model = toy("toy:conformer", pared.parse("rope-asr"))
     set_chunks(model, [5, 7])
     with pytest.raises(
         InputError, match=r"chunks of \(5, 7\) frames were set, 12 in all, and the e"

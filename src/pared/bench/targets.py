@@ -18,7 +18,7 @@ from torch import nn
 
 from pared import anatomy, info, method
 from pared.anatomy import presets
-from pared.checkpoint import SIDECAR, class_of
+from pared.checkpoint import SIDECAR, class_of, keeps_wide
 from pared.errors import InputError
 from pared.worlds import house
 
@@ -178,8 +178,7 @@ def _live(model: nn.Module) -> Build:
     # Weights in a byte or less are a way of storing; their model computes in something wider.
     floating = ((n, p) for n, p in model.named_parameters() if p.is_floating_point())
     wide = {name: p.dtype for name, p in floating if p.itemsize > 1}
-    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    apart = {name: kind for name, kind in wide.items() if not kept.isdisjoint(name.split("."))}
+    apart = {name: kind for name, kind in wide.items() if keeps_wide(model, name)}
     own = next((kind for name, kind in wide.items() if name not in apart), torch.float32)
     return partial(_rebuild, cls, config, tuple(method.stack_of(model)), own, apart)
 

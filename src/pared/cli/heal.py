@@ -68,7 +68,7 @@ def command(
     common.check_writable(output)
     from pared import checkpoint
     from pared.healing import heal, task_of
-    from pared.training.processes import saved_once
+    from pared.training.processes import saved_once, to_accelerator
 
     checkpoint.check_replaceable(output)
     items = items_of(source)
@@ -104,13 +104,6 @@ def items_of(source: str) -> Any:
     from pared.worlds.readers import read
 
     return read(source)
-
-
-def to_accelerator(pipeline: Any) -> Any:
-    """The pipeline, moved to where this process will train, so that its encoders run there too."""
-    from pared.training.processes import this_process
-
-    return pipeline.to(this_process().device)
 
 
 def latents_for(pipeline: Any, items: Any, split: str = "train") -> Dataset:

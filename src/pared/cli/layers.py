@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from pared.cli import common
-from pared.cli.heal import EMOJI, items_of, latents_for, to_accelerator
+from pared.cli.heal import EMOJI, items_of, latents_for
 from pared.cli.models import ModelName, locate
 from pared.errors import InputError
 
@@ -94,6 +94,7 @@ def command(
     from pared.bench.bill import bill
     from pared.healing import in_float32, retype, task_of, types_of
     from pared.method import denoiser, replace_denoiser
+    from pared.training.processes import to_accelerator
 
     (method,) = common.conversions_of([spec])
     if "layers" not in type(method).model_fields:

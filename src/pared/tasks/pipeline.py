@@ -198,7 +198,7 @@ def _target(
 
 
 def _fitted(picture: Picture, size: tuple[int, int]) -> Picture:
-    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _same_size(pictures: list[Picture]) -> list[Picture]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import InputError
+from pared.method import stack_of
 
 # Machines round in their own ways, and a run may go on elsewhere; any training moves weights more.
 TOLERANCE = 1e-5
@@ -45,13 +46,13 @@ def beginning_of(model: nn.Module, objective: nn.Module) -> Beginning:
         model: with the weights that the training starts from.
         objective: as it will be called.
     """
-    words = {"conversions": _conversions(model), "objective": _told(objective)}
+    words = {"conversions": list(map(repr, stack_of(model))), "objective": _told(objective)}
     numbers = {
         "weights": numbers_of(model.state_dict()),
         "objective": numbers_of(dict(objective.named_buffers())),
     }
     if (teacher := getattr(objective, "_teacher", None)) is not None:
-        words["teacher"] = [_conversions(each) for each in teacher]
+        words["teacher"] = [list(map(repr, stack_of(each))) for each in teacher]
         numbers["teacher"] = torch.cat([numbers_of(each.state_dict()) for each in teacher])
     return Beginning(words, numbers)
 
@@ -100,20 +101,15 @@ def _other(folder: Path, name: str) -> InputError:
     )
 
 
-def _conversions(model: nn.Module) -> list[str]:
-    inner = getattr(model, "_orig_mod", model)
-    return [repr(method) for method in getattr(inner, "pared_stack", ())]
-
-
 def _told(value: Any) -> Any:
     """What can be said of a part of an objective as JSON; its tensors are told by their shape."""
     if isinstance(value, nn.Module):
-        own = {name: each for name, each in vars(value).items() if name[0] != "_"}
+        own = {k: v for k, v in vars(value).items() if k[0] != "_" and k != "training"}
         return [type(value).__name__, _told(own | dict(value.named_children()))]
     if isinstance(value, Tensor):
         return list(value.shape)
     if isinstance(value, Mapping):
-        return {str(name): _told(each) for name, each in value.items() if name != "training"}
+        return {str(name): _told(each) for name, each in value.items()}
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, Iterable) and not isinstance(value, bytes):

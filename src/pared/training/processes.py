@@ -13,6 +13,11 @@ def this_process() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def to_accelerator(pipeline: Any) -> Any:
+    """The pipeline, moved to where this process will train, so that its encoders run there too."""
+    return pipeline.to(this_process().device)
+
+
 def saved_once(folder: Path, *writers: Callable[[Path], Any]) -> None:
     """Let the main process write into `folder`; the others wait until it has."""
     if this_process().is_main_process:
