@@ -91,6 +91,21 @@ def test_healing_lowers_the_error_of_each_layer_and_the_curve_is_in_order(tmp_pa
     assert pared.parse(curve.choices[1].spec).layers == curve.choices[1].layers
 
 
+def test_a_search_goes_on_and_draws_the_same_again(tmp_path):
+    original = teacher()
+
+    def healed(folder, steps):
+        torch.seed()
+        changes = {"steps": steps, "batch_size": 2}
+        found = layerwise.heal_layers(original, pared.EDiT(), data(original), folder, **changes)
+        return found.state_dict()
+
+    healed(tmp_path / "stopped", 1)
+    runs = [healed(tmp_path / name, 3) for name in ("stopped", "stopped", "whole")]
+    for name, weight in runs[0].items():
+        assert torch.equal(weight, runs[1][name]) and torch.equal(weight, runs[2][name]), name
+
+
 def test_the_cheapest_within_an_error():
     choices = tuple(
         layerwise.Choice(tuple(range(n)), n / 10, 100 - n, f"edit:layers={list(range(n))}")

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pared import anatomy, info, method
+from pared.anatomy.intact import require_intact, watching
 from pared.errors import InputError
 
 SIDECAR = "pared.json"
@@ -47,7 +48,9 @@ TYPES = {
 }
 
 
-def save(target: Any, folder: str | Path, max_shard_size: str = "10GB") -> Path:
+def save(
+    target: Any, folder: str | Path, max_shard_size: str = "10GB", files: Iterable[Path] = ()
+) -> Path:
     """Save a denoiser or a pipeline with the conversions it carries.
 
     The folder is written beside under another name and then swapped in, so a full disk or a kill
@@ -58,23 +61,31 @@ def save(target: Any, folder: str | Path, max_shard_size: str = "10GB") -> Path:
             (torch.compile, DDP) are left out.
         folder: new, empty, or a model folder to replace.
         max_shard_size: largest weight file.
+        files: to copy beside the weights, such as those of a tokenizer; they may be in `folder`.
 
     Returns:
         The folder.
 
     Raises:
         InputError: the folder holds something that is not a model, or can't be written; or
-            adapters that another library loaded are on the model.
+            something is on the model that loading wouldn't know of, such as adapters of another
+            library.
     """
     folder = Path(folder)
     check_replaceable(folder)
     # A pipeline saves its components as they are; a bare model is taken out of its wrappers first.
     plain = target if hasattr(target, "components") else anatomy.unwrap(target)
-    _check_adapters(plain)
+    for name, part in _parts(plain).items():
+        _check_adapters(name, part)
+        require_intact(part)
+        if method.stack_of(part) or part is plain:
+            _check_names(name, part)
 
     def write(beside: Path) -> None:
         plain.save_pretrained(beside, max_shard_size=max_shard_size, **_own_names(plain))
         (beside / SIDECAR).write_text(json.dumps(_sidecar(target, beside), indent=1) + "\n")
+        for file in files:
+            shutil.copyfile(file, beside / file.name)
 
     replaced_by(folder, write)
     return folder
@@ -191,19 +202,46 @@ def replaced_by(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_adapters(target: Any) -> None:
+def _parts(target: Any) -> dict[str, nn.Module]:
+    """The models of a pipeline, by name; or a model alone, by its class."""
+    if not hasattr(target, "components"):
+        return {type(target).__name__: target}
+    found = target.components.items()
+    return {name: anatomy.unwrap(part) for name, part in found if isinstance(part, nn.Module)}
+
+
+def _check_adapters(name: str, part: nn.Module) -> None:
     """Refuse layers of peft that another library put in: loading wouldn't know of them.
 
     Adapters of pared's own are replayed as conversions, and leave no `peft_config` behind.
     """
-    parts = target.components if hasattr(target, "components") else {"": target}
-    for name, part in parts.items():
-        if not isinstance(part, nn.Module) or not hasattr(part, "peft_config"):
-            continue
-        if any(hasattr(module, "get_base_layer") for module in part.modules()):
+    own = {path for look in watching(part) for path in look.paths}
+    wrapped = {path for path, m in part.named_modules() if hasattr(m, "get_base_layer")}
+    if wrapped - own or (wrapped and getattr(part, "peft_config", None)):
+        ours = "merge pared's own first, then " if wrapped & own else ""
+        raise InputError(
+            f"the {name} carries adapters of peft, which can't be saved with it; {ours}fuse them "
+            "(fuse_lora, then unload_lora_weights) or take them off (unload_lora_weights alone)."
+        )
+
+
+def _check_names(name: str, part: nn.Module) -> None:
+    """Refuse weights of other names than those of the model that loading builds to take them in."""
+    if hasattr(part, "tie_weights") and not method.stack_of(part):
+        return  # that transformers opens itself, which knows older names
+    with torch.device("meta"):
+        twin = _empty(type(part), _config_of(part))
+    for step in method.stack_of(part):
+        method.convert(twin, step)
+    mine, known = part.state_dict().keys(), twin.state_dict().keys()
+    for what, names in (
+        ("has a weight that loading wouldn't know,", sorted(mine - known)),
+        ("lacks a weight that loading would want,", sorted(known - mine)),
+    ):
+        if names:
             raise InputError(
-                f"the {name or type(part).__name__} carries adapters of peft, which can't be saved "
-                "with it; fuse them (fuse_lora, then unload_lora_weights) or take them off first."
+                f"the {name} {what} {names[0]!r}; take off again what was put in or taken out "
+                "beside pared's conversions (an IP-Adapter or fused projections, say)."
             )
 
 
@@ -395,6 +433,7 @@ def _load_model(
     for step in steps:
         method.convert(model, info.get(step["method"]).load()(**step["settings"]))
     _fill(model, folder, dtype, torch.device(device))
+    method.note_drawn(model, ())
     return model.eval()
 
 
@@ -527,9 +566,14 @@ def _rebuild_buffers(model: nn.Module, device: torch.device) -> None:
 
 def _twin(model: nn.Module) -> nn.Module:
     """The unconverted model, freshly initialised, with the fewest layers that it can have."""
-    config: Any = model.config
-    config = copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else dict(config))
+    config = _config_of(model)
     return _empty(type(model), config | {key: 1 for key in DEPTHS if config.get(key)})
+
+
+def _config_of(model: nn.Module) -> dict[str, Any]:
+    """A copy of a model's configuration."""
+    config: Any = model.config
+    return copy.deepcopy(config.to_dict() if hasattr(config, "to_dict") else dict(config))
 
 
 def _first_line(error: Exception) -> str:

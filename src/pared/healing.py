@@ -1,20 +1,18 @@
 """Healing: train a converted model against the model it came from, as its methods' papers do."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import chain
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pared import anatomy
 from pared.errors import InputError
 from pared.method import denoiser, stack_of
 from pared.objectives.denoising import Denoising
 from pared.training import Dataset, Run, TrainingSettings, train
+from pared.training.precision import in_float32
 
 
 def heal(
@@ -39,8 +37,9 @@ def heal(
             trained to predict; put in eval mode, never trained.
         data: latents with conditions, see `pared.worlds.datasets.LatentData`.
         folder: takes checkpoints and the log; a run that was stopped goes on from there.
-        settings: training settings; by default 1,000 steps of AdamW at 1e-4 in which only what
-            the methods name as `trainable` trains, mostly what they replaced.
+        settings: training settings; by default 1,000 steps of AdamW at the `learning_rate` of the
+            last conversion that trains, in which only what the methods name as `trainable`
+            trains, mostly what they replaced.
         task: what the denoiser predicts, and from which noise; by default what the teacher's
             pipeline says, of a bare denoiser flow.
         on_step: called after each step with its number and mean loss terms.
@@ -68,47 +67,11 @@ def heal(
     if settings is None:
         family = anatomy.of(student)
         trainable = tuple(pattern for m in healed for pattern in m.trainable(family))
-        settings = TrainingSettings(steps=1000, learning_rate=1e-4, trainable=trainable)
+        rate = healed[-1].learning_rate
+        settings = TrainingSettings(steps=1000, learning_rate=rate, trainable=trainable)
     settings = TrainingSettings(**(settings.model_dump() | changes))
     with in_float32(student, teacher):
         return train(student, objective, data, settings, folder, on_step)
-
-
-@contextmanager
-def in_float32(*models: nn.Module) -> Iterator[None]:
-    """Within the context models are in float32; behind it every weight in its own type again."""
-    before = [types_of(model) for model in models]
-    for model in models:
-        nn.Module.to(model, torch.float32)  # diffusers' own `to` would warn
-    try:
-        yield
-    finally:
-        for model, types in zip(models, before, strict=True):
-            retype(model, types)
-
-
-def types_of(model: nn.Module) -> dict[str, torch.dtype]:
-    """The type of every weight and buffer of a model that is of real numbers."""
-    return {name: tensor.dtype for name, tensor in _floating(model)}
-
-
-def retype(
-    model: nn.Module, types: dict[str, torch.dtype], others: torch.dtype | None = None
-) -> None:
-    """Put weights and buffers into their types.
-
-    Args:
-        model: is changed in place.
-        types: by name.
-        others: of what isn't among them; None: as they are.
-    """
-    for name, tensor in _floating(model):
-        tensor.data = tensor.data.to(types.get(name, others or tensor.dtype))
-
-
-def _floating(model: nn.Module) -> list[tuple[str, Tensor]]:
-    tensors = chain(model.named_parameters(), model.named_buffers())
-    return [(name, tensor) for name, tensor in tensors if tensor.is_floating_point()]
 
 
 def task_of(pipeline: Any, **settings: Any) -> Denoising:

@@ -64,7 +64,9 @@ class Info:
         venue: where and when it appeared.
         kind: "conversion", "runtime", "objective" or "model".
         families: anatomy families that it serves; none where it's a model of its own.
-        training: whether the model must train (heal) for the method to be of use.
+        training: whether something must train for the method to be of use.
+        trained_by: what trains it: "heal" (`pared heal`), "recipe" (`pared train`) or "route"
+            (`pared route`, which leaves the model as it is).
         exact: whether outputs stay the same (up to rounding).
         maturity: "faithful", "partial" or "experimental".
         summary: one line.
@@ -89,8 +91,24 @@ class Info:
     cls: str
     headlines: tuple[Headline, ...] = ()
     grid: tuple[str, ...] = ()
+    trained_by: Literal["heal", "recipe", "route"] = "heal"
     folder: str = ""
     module: str = ""
+
+    @property
+    def effect(self) -> str:
+        """What it does to outputs, and what it asks of the model, in words."""
+        if self.kind == "model":
+            return "a model of its own, to be trained"
+        if self.kind == "objective":
+            return "a way of training; the model stays what it is made of"
+        outputs = "outputs stay the same" if self.exact else "outputs change"
+        if not self.training:
+            return f"{outputs}; the model needs no training"
+        if self.trained_by == "route":
+            return f"{outputs}; the model stays as it is, and a small table is learnt (pared route)"
+        by = {"heal": "pared heal", "recipe": "by a recipe, pared train"}[self.trained_by]
+        return f"{outputs}; the model has to be trained after it ({by})"
 
     def load(self) -> type:
         """The method's class. Imports torch."""

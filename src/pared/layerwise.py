@@ -98,7 +98,10 @@ def heal_layers(
     Returns:
         The student, or None when the run was interrupted.
     """
-    student = convert(student_of(teacher), method)
+    device = next(teacher.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)  # a run that is done again draws its new weights again
+        student = convert(student_of(teacher), method)
     objective = Layerwise(task).bind(student, teacher)
     if not objective.paths:
         raise InputError(

@@ -6,7 +6,7 @@ import difflib
 import importlib.metadata
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -92,9 +92,11 @@ class Conversion(Method):
     Attributes:
         passes: calls of the denoiser per step that a converted model needs, guidance included,
             where the method settles that.
+        learning_rate: of AdamW, by which healing trains unless it is given another.
     """
 
     passes: ClassVar[int | None] = None
+    learning_rate: ClassVar[float] = 1e-4
 
     @property
     def serves(self) -> int:
@@ -189,9 +191,15 @@ def convert(target: Any, *methods: Conversion) -> Any:
             )
     before = [*stack_of(model), *attached_to(model)]
     check_claims(family, [*before, *fresh], len(before))
+    known = model.state_dict(keep_vars=True)
     for method in fresh:
         method.convert(model)
         cast(Any, model).pared_stack = [*stack_of(model), method]
+    # What was only moved, into a wrapper say, is the same tensor under a new name.
+    old = {id(weight) for weight in known.values()}
+    now = model.state_dict(keep_vars=True)
+    new = {name for name in now.keys() - known.keys() if id(now[name]) not in old}
+    note_drawn(model, drawn_in(model) | new)
     return target
 
 
@@ -292,6 +300,19 @@ def _require_kind(family: Family, method: Method) -> None:
 def stack_of(model: nn.Module) -> list[Conversion]:
     """The conversions that a model carries, in order."""
     return list(getattr(anatomy.unwrap(model), "pared_stack", []))
+
+
+def drawn_in(model: nn.Module) -> frozenset[str]:
+    """Names of weights and buffers that a model's conversions made, and nothing has set since.
+
+    Their values may be any: training begins from them, or a file fills them.
+    """
+    return getattr(anatomy.unwrap(model), "pared_drawn", frozenset())
+
+
+def note_drawn(model: nn.Module, names: Iterable[str]) -> None:
+    """Say what `drawn_in` of a model is from here on."""
+    cast(Any, anatomy.unwrap(model)).pared_drawn = frozenset(names)
 
 
 def attached_to(model: nn.Module) -> list[RuntimeMethod]:

@@ -33,10 +33,12 @@ from torch import Tensor, nn
 from pared import anatomy, checkpoint, info
 from pared.errors import InputError
 from pared.few_step import rounds
-from pared.healing import in_float32, student_of, task_of
+from pared.healing import student_of, task_of
 from pared.method import Conversion, Model, convert, denoiser, parse, replace_denoiser, stack_of
 from pared.training import TrainingSettings, train
+from pared.training.precision import in_float32
 from pared.training.processes import saved_once, to_accelerator
+from pared.training.recomputing import check_recomputes
 from pared.worlds import emoji, tasks
 from pared.worlds.emoji.world import STORED_SIZE
 from pared.worlds.house import folder_of
@@ -193,7 +195,8 @@ class Stage(_Table):
     size: int = Field(default=0, ge=8, description="of the images in pixels; sound has none")
     train: Literal["all", "methods"] = Field(
         default="all",
-        description="what trains: all that training.trainable names, or what the methods name",
+        description="what trains: all that training.trainable names; or of a pipeline to start "
+        "from what the methods name",
     )
     training: TrainingSettings
     objective: dict[str, Any] = Field(
@@ -250,12 +253,22 @@ class Recipe(_Table):
                 )
         if self.data.kind in SOUNDS and self.data.source == EMOJI:
             raise ValueError("emoji say nothing; give a source such as speech:sentences")
+        heard = self.data.kind == "transcripts" and self.data.snr is not None
+        if self.data.noises is not None and not (heard or self.data.kind == "mixtures"):
+            raise ValueError(
+                "noises go with kind 'mixtures', or with 'transcripts' at an snr such as [5, 25]"
+            )
         return self
 
     @model_validator(mode="after")
     def _of_tasks(self) -> "Recipe":
         if (self.data.kind == "tasks") != bool(self.data.tasks):
             raise ValueError("kind 'tasks' goes with a table [data.tasks], and only it does")
+        if self.data.tasks and "drop" in self.data.model_fields_set and self.data.drop > 0:
+            raise ValueError(
+                "of kind tasks every task has its own chances of going without words or picture; "
+                "leave drop out, or set it to 0 for none"
+            )
         for name in self.data.tasks:
             tasks.get(name)
         if self.data.tasks and not self.model.from_:
@@ -274,6 +287,16 @@ class Recipe(_Table):
             raise ValueError(
                 f"{HALVING!r} halves the steps of a pipeline on data of kind 'latents'; give that "
                 "kind, and a pipeline to start from"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _of_methods_alone(self) -> "Recipe":
+        whole = self.data.kind in SOUNDS or not self.model.from_
+        if whole and any(stage.train == "methods" for stage in self.stages):
+            raise ValueError(
+                "train = 'methods' is for pipelines to start from; leave it out, and name what "
+                "trains in training.trainable"
             )
         return self
 
@@ -393,6 +416,8 @@ def check(recipe: Recipe) -> None:
                 f"there is no pipeline {recipe.model.from_!r}; give house:NAME, a folder, or "
                 "OWNER/NAME on the hub."
             )
+    if cls is not None and any(stage.training.gradient_checkpointing for stage in recipe.stages):
+        check_recomputes(cls)
     for source in recipe.data.tasks.values() or [recipe.data.source]:
         found = "{" in source or HUB_NAME.fullmatch(source) or Path(source).expanduser().exists()
         if sound and not (found or kinds_of(source)):

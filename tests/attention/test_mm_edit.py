@@ -148,7 +148,7 @@ def test_refuses_models_without_joint_attention():
 class Joint(nn.Module):
     """One joint attention of a toy, with the attributes that processors ask for."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, variance: float) -> None:
         super().__init__()
         self.heads, self.context_pre_only = heads, False
         self.norm_q = self.norm_k = self.norm_added_q = self.norm_added_k = None
@@ -158,7 +158,8 @@ class Joint(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(0)])
         for name, parameter in self.named_parameters():
             if name.endswith("weight"):
-                nn.init.normal_(parameter, std=width**-0.5)  # logits of variance one
+                logits = name.startswith(("to_q", "to_k", "add_q", "add_k"))
+                nn.init.normal_(parameter, std=width**-0.5 * (variance**0.25 if logits else 1))
 
     def forward(self, image, text):
         return self.processor(self, image, text)
@@ -173,13 +174,16 @@ class Linear(HybridAttention):
         return tuple(linear_attention(s.query.relu(), key, value) for s in (image, text))
 
 
-def _learned(settings, seed, kind=HybridAttention):
-    """Relative error of the image and prompt rows after 300 steps from the teacher's weights."""
+def _learned(settings, seed, kind=HybridAttention, variance=1.0):
+    """Relative error of the image and prompt rows after 300 steps from the teacher's weights.
+
+    The teacher's logits have about that variance.
+    """
     torch.manual_seed(seed)
     width, side, prompt = 32, 8, 6
     grid = anatomy.Grid(1)
     grid.height = grid.width = side
-    teacher = Joint(width, 4)
+    teacher = Joint(width, 4, variance)
     student = copy.deepcopy(teacher)
     teacher.processor = Softmax(grid)
     site = anatomy.Site("joint_attention", "attn", 0, student, "both")
@@ -204,13 +208,31 @@ def _learned(settings, seed, kind=HybridAttention):
 
 
 @pytest.mark.slow
-def test_hybrid_keeps_the_prompt_row_better_than_linear_attention():
+def test_the_two_weights_learn_alike_and_the_prompt_row_better_than_linear_attention():
     for seed in (0, 1):
         image, prompt = _learned(MMEDiT(), seed)
         image_exact, prompt_exact = _learned(MMEDiT(weight="exact"), seed)
-        image_linear, prompt_linear = _learned(MMEDiT(), seed, Linear)
-        # Seen: 0.72 and 0.75 times; the image's row gains too, 0.86 and 0.90 times.
-        assert prompt < 0.8 * prompt_linear
+        _, prompt_linear = _learned(MMEDiT(), seed, Linear)
+        assert prompt < 0.8 * prompt_linear  # seen: 0.72 and 0.75 times
         assert prompt == pytest.approx(prompt_exact, rel=0.1)
         assert image == pytest.approx(image_exact, rel=0.03)
-        assert image < image_linear
+
+
+# The paper's card saw both bounds below on one toy; here the first needs flat logits, the second
+# sharp ones.
+
+
+@pytest.mark.slow
+def test_where_logits_are_flat_the_prompt_row_ends_below_07_of_linear_attention():
+    for seed in (0, 1):
+        _, prompt = _learned(MMEDiT(), seed, variance=0.1)
+        _, linear = _learned(MMEDiT(), seed, Linear, variance=0.1)
+        assert prompt < 0.7 * linear
+
+
+@pytest.mark.slow
+def test_where_logits_are_sharp_the_image_row_is_that_of_linear_attention():
+    for seed in (0, 1):
+        image, _ = _learned(MMEDiT(), seed, variance=16.0)
+        linear, _ = _learned(MMEDiT(), seed, Linear, variance=16.0)
+        assert image == pytest.approx(linear, rel=0.03)

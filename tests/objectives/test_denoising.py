@@ -6,7 +6,13 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
 from pared import anatomy
 from pared.anatomy import presets
-from pared.objectives.denoising import Denoising, flow_path, variance_preserving_path
+from pared.errors import InputError
+from pared.objectives.denoising import (
+    Denoising,
+    clean_latents,
+    flow_path,
+    variance_preserving_path,
+)
 
 
 def test_flow_runs_straight_from_data_to_noise():
@@ -58,6 +64,48 @@ def test_everything_random_comes_from_the_generator():
     assert torch.equal(draws[0].timestep, draws[1].timestep)
     other = objective.noised(batch, torch.Generator().manual_seed(6))
     assert not torch.equal(draws[0].latents, other.latents)
+
+
+@pytest.mark.parametrize(
+    "settings", [("flow",), ("flow", "logit_normal"), ("noise",), ("v",)], ids=" ".join
+)
+def test_times_are_distributed_as_promised(settings):
+    """By the largest gap between the shares below each time, drawn and promised (Kolmogorov)."""
+    latents = torch.zeros(4000, 1, 1, 1)
+    noised = Denoising(*settings).noised({"latents": latents}, torch.Generator().manual_seed(0))
+    times = noised.timestep.double().sort().values
+    promised = times / 1000
+    if "logit_normal" in settings:
+        promised = torch.special.ndtr(promised.logit())
+    drawn = (torch.arange(4000).double() + 0.5) / 4000
+    # 1.63 / sqrt(4000) = 0.026 is exceeded once in a hundred times.
+    assert (promised - drawn).abs().max() < 0.026
+    if settings[0] != "flow":
+        assert set(times.tolist()) <= set(range(1000))
+
+
+def test_latents_are_drawn_from_the_posterior():
+    mean = torch.tensor([-3.0, 0.0, 5.0, 1.0]).view(1, 4, 1, 1).expand(2, 4, 50, 50)
+    std = torch.tensor([0.0, 0.1, 1.0, 2.0]).view(1, 4, 1, 1).expand(2, 4, 50, 50)
+    seeded = torch.Generator().manual_seed(0)
+    drawn = clean_latents({"latents": mean, "latent_std": std}, seeded)
+    # Of 5000 numbers each: 2 / sqrt(5000) = 0.03 is one deviation of the last mean.
+    torch.testing.assert_close(drawn.mean(dim=(0, 2, 3)), mean[0, :, 0, 0], rtol=0, atol=0.1)
+    torch.testing.assert_close(drawn.std(dim=(0, 2, 3)), std[0, :, 0, 0], rtol=0.05, atol=0)
+    assert torch.equal(clean_latents({"latents": mean}, seeded), mean)
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        (("epsilon",), "prediction 'epsilon' doesn't exist; give noise or v or flow"),
+        (("flow", "normal"), "time_sampling 'normal' doesn't exist; give uniform or logit_normal"),
+        (("v", "logit_normal"), "is for flows, and this denoiser predicts 'v'; leave it out"),
+    ],
+)
+def test_tasks_that_are_refused(settings, told):
+    with pytest.raises(InputError, match=told):
+        Denoising(*settings)
 
 
 def test_loss_of_a_silent_model_is_the_power_of_the_target():

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import pared
 from pared import anatomy
 from pared.anatomy import presets
 from pared.errors import InputError
 from pared.healing import student_of
+from pared.objectives.denoising import Denoising, condition_of
 from pared.objectives.distillation import Distillation
 from pared.training import TrainingSettings, train
 from pared.worlds.datasets import LatentData
@@ -51,6 +53,38 @@ def test_an_exact_copy_loses_nothing_to_its_teacher():
     assert found["output"] == 0
     assert found["feature"] == 0
     assert found["task"] > 0
+
+
+def attended(model, point, condition):
+    """The prediction of a model, and what each of its attentions puts out on the way."""
+    outputs, family = [], anatomy.of(model)
+    hooks = [
+        site.module.register_forward_hook(lambda module, args, output: outputs.append(output))
+        for site in family.sites("self_attention")
+    ]
+    found = family.denoise(model, point.latents, point.timestep, condition)
+    for hook in hooks:
+        hook.remove()
+    return found, outputs
+
+
+@torch.no_grad()
+def test_terms_by_definition():
+    """Each with a weight of its own, so that none can take another's place."""
+    original = teacher()
+    student = pared.convert(student_of(original), pared.EDiT())
+    found = terms(student, original, output=2, feature=3, truth=5)
+    seeded = torch.Generator().manual_seed(0)
+    batch = data(original).batch(torch.arange(8), torch.Generator().manual_seed(0))
+    point, condition = Denoising().noised(batch, seeded), condition_of(batch)
+    (ours, features), (target, wanted) = (
+        attended(model, point, condition) for model in (student, original)
+    )
+    gaps = [F.mse_loss(x, y) for x, y in zip(features, wanted, strict=True)]
+    assert len(gaps) == 2 and gaps[0] != gaps[1]
+    torch.testing.assert_close(found["task"], 5 * F.mse_loss(ours, point.target))
+    torch.testing.assert_close(found["output"], 2 * F.mse_loss(ours, target))
+    torch.testing.assert_close(found["feature"], 3 * (gaps[0] + gaps[1]) / 2)
 
 
 def test_terms_and_weights():

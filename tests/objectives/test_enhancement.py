@@ -61,12 +61,13 @@ def test_silent_targets_are_judged_by_what_is_left():
     target, mixture = signals(2, 4000), signals(2, 4000, seed=1)
     target[1] = 0
     enhanced = signals(2, 4000, seed=2)
-    terms = Enhancement().terms(enhanced, target, mixture)
-    torch.testing.assert_close(terms["signal"], -si_sdr(enhanced[:1], target[:1])[0] / 2)
+    # Of both by one weight, so that they stay in proportion; one of two in either.
+    terms = Enhancement(sdr=3).terms(enhanced, target, mixture)
+    torch.testing.assert_close(terms["signal"], -3 * si_sdr(enhanced[:1], target[:1])[0] / 2)
     energy = enhanced[1].square().sum() + 1e-3 * mixture[1].square().sum()
-    torch.testing.assert_close(terms["silence"], 10 * energy.log10() / 2)
-    softer = Enhancement().terms(0.1 * enhanced, target, mixture)
-    assert softer["silence"] < terms["silence"] - 5
+    torch.testing.assert_close(terms["silence"], 3 * 10 * energy.log10() / 2)
+    softer = Enhancement(sdr=3).terms(0.1 * enhanced, target, mixture)
+    assert softer["silence"] < terms["silence"] - 15
 
 
 def test_too_little_costs_more_than_too_much():

@@ -151,6 +151,26 @@ def test_a_plain_wav2vec2_trains_too():
         assert all(value.isfinite() for value in terms.values())
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_codes_in_use_are_those_that_the_quantiser_counts(training):
+    model, counted = toy().train(training), []
+    model.quantizer.register_forward_hook(lambda module, args, found: counted.append(found[1]))
+    _, used = Wav2Vec2Pretraining().compared(model, sounds(), seeded())
+    # 1e-7 beside probabilities of 1/32.
+    torch.testing.assert_close(used, counted[0], rtol=1e-4, atol=0)
+
+
+def test_a_code_that_is_never_chosen_leaves_all_gradients_finite():
+    """Its probability is 0 in float32, where p log p has no derivative."""
+    model = toy()
+    model.quantizer.weight_proj.bias.data[0] = -1000
+    sum(Wav2Vec2Pretraining()(model, sounds(), seeded()).values()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert not [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    assert gradients["quantizer.weight_proj.weight"].any()
+    assert not any(m._forward_hooks for m in model.quantizer.modules())
+
+
 def test_padding_takes_no_part():
     """Other samples behind the end of an utterance change no score."""
     model, objective, batch = toy("summarymixing-asr").eval(), Wav2Vec2Pretraining(), sounds()

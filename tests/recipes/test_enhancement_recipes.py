@@ -11,6 +11,7 @@ from pared.errors import InputError
 from pared.objectives.enhancement import si_sdr
 from pared.speech.streaming_pse.model import load
 from pared.speech.streaming_pse.training import data_of
+from pared.training.data import generator_for
 from tests.recipes.test_recognition_recipes import interruption
 from tests.worlds.tones import Tones, write_librispeech
 
@@ -81,6 +82,19 @@ training = {{ steps = 1, batch_size = 2, learning_rate = 1e-9 }}
     trained = recipe.run(recipe.read(path), tmp_path / "on")
     assert trained.settings == first.settings
     torch.testing.assert_close(trained.state_dict(), first.state_dict(), rtol=0, atol=1e-6)
+
+
+def test_a_stage_may_name_the_objective_with_settings_of_its_own(corpus, tmp_path):
+    steps = ["stages.0.training.steps=1", "stages.0.training.warmup=0"]
+    signals = []
+    for number, sdr in enumerate((1.0, 0.25)):
+        named = f"stages.0.objective={{name='enhancement', sdr={sdr}}}"
+        plan = planned(corpus, *steps, "objective.settings={sdr=5}", named)
+        recipe.check(plan)
+        assert recipe.run(plan, tmp_path / str(number)) is not None
+        log = (tmp_path / str(number) / "stage-1" / "log.jsonl").read_text().splitlines()
+        signals.append(json.loads(log[0])["signal"])
+    assert signals[1] == pytest.approx(signals[0] / 4, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -157,11 +171,65 @@ def test_noises_are_read_without_the_speech_beside_them(corpus, tmp_path):
         assert [Path(key).name for key in data.noises.keys] == ["fan.wav"]
 
 
+def clips(place, numbers):
+    """Three talkers' tones by their numbers, laid out as Common Voice is."""
+    tones, rows = Tones(speakers_count=3), ["client_id\tpath\tsentence"]
+    (place / "voices" / "clips").mkdir(parents=True)
+    for n in numbers:
+        sound = tones.waveform(n).numpy()
+        soundfile.write(place / "voices" / "clips" / f"{n}.wav", sound, 16000)
+        rows.append(f"{tones.speakers[n]}\t{n}.wav\ttone")
+    (place / "voices" / "train.tsv").write_text("\n".join(rows) + "\n")
+    return tones
+
+
+def test_speakers_of_one_clip_are_refused_or_left_out(tmp_path):
+    tones = clips(tmp_path, [0, 1, 2, 3, 6, 7, 8])
+    told = (
+        r"1 of 7 items in '.*voices' can't be used: number 3 \(the only one of the speaker 'tone 1'"
+    )
+    with pytest.raises(InputError, match=rf"{told}.*or read with on_bad='skip'"):
+        data_of(planned(tmp_path).data)
+    table = planned(tmp_path, "data.on_bad=skip").data
+    with pytest.warns(UserWarning, match=rf"{told}.*; they are skipped") as warned:
+        data = data_of(table)
+    assert len(warned) == 1 and len(data) == 6
+    assert data.speech.speakers == ["tone 0"] * 3 + ["tone 2"] * 3
+    assert data.speech.transcripts == ["tone"] * 6
+    for number, n in enumerate([0, 1, 2, 6, 7, 8]):
+        torch.testing.assert_close(
+            data.speech.waveform(number), tones.waveform(n), rtol=0, atol=1e-4
+        )
+    batch = data.batch(torch.arange(6), generator_for(0))
+    assert batch["speaker"].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_speakers_of_whom_bad_recordings_leave_one_clip_are_left_out_too(tmp_path):
+    clips(tmp_path, range(9))
+    for n in (3, 5):
+        (tmp_path / "voices" / "clips" / f"{n}.wav").write_bytes(b"broken")
+    with pytest.warns(UserWarning, match="they are skipped") as warned:
+        data = data_of(planned(tmp_path, "data.on_bad=skip").data)
+    read, left = (str(one.message) for one in warned)
+    assert "2 of 9 items" in read and "1 of 7 items" in left and "'tone 1'" in left
+    assert data.speech.speakers == ["tone 0"] * 3 + ["tone 2"] * 3
+    # As many of the same corpus, but not the same ones.
+    (tmp_path / "other").mkdir()
+    clips(tmp_path / "other", [0, 1, 2, 6, 7, 8])
+    whole = data_of(planned(tmp_path / "other").data)
+    assert whole.speech.speakers == data.speech.speakers and whole.identity() != data.identity()
+
+
+def test_of_speakers_of_one_clip_alone_nothing_can_be_mixed(tmp_path):
+    clips(tmp_path, [0, 3, 6])
+    told = "3 of 3 items .*; at least one item needs another of its speaker"
+    with pytest.raises(InputError, match=told):
+        data_of(planned(tmp_path, "data.on_bad=skip").data)
+
+
 @pytest.mark.slow  # five minutes on one core
 def test_the_mini_recipe_keeps_voices_that_it_has_never_heard(tmp_path):
     from dataclasses import replace
-
-    from pared.training.data import generator_for
 
     plan = recipe.read(MINI)
     enhancer = recipe.run(plan, tmp_path)

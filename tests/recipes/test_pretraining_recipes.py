@@ -62,6 +62,15 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(corpus, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_stage_may_name_the_objective_with_settings_of_its_own(corpus, tmp_path):
+    """The recipe's own span would be longer than any utterance."""
+    steps = ["stages.0.training.steps=1", "stages.0.training.warmup=0"]
+    named = "stages.0.objective={name='wav2vec2', span=5}"
+    plan = planned(corpus, *steps, "objective.settings={span=60}", named)
+    recipe.check(plan)
+    assert recipe.run(plan, tmp_path) is not None
+
+
 def test_stock_attention_over_samples(corpus, tmp_path):
     changes = ["model.methods=[]", "model.config.conv_dim=[160, 16, 16]"]
     trained = recipe.run(planned(corpus, *changes), tmp_path)
@@ -133,6 +142,13 @@ WRONG = [
 def test_what_only_the_libraries_can_tell(change, told):
     with pytest.raises(InputError, match=told):
         recipe.check(recipe.read(MINI, [change]))
+
+
+def test_methods_alone_are_trained_in_a_pipeline_alone():
+    told = r"train = 'methods' is for pipelines to start from; leave it out, and name what trains"
+    for path in (MINI, RECIPES / "recognition" / "mini.toml", RECIPES / "house" / "unet.toml"):
+        with pytest.raises(InputError, match=told):
+            recipe.read(path, ["stages.0.train=methods"])
 
 
 def test_recordings_go_with_their_objective():

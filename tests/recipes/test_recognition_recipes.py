@@ -88,6 +88,65 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(corpus, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_gradient_checkpointing_changes_no_weight(corpus, tmp_path):
+    """Nor what batch norms have noted, whose layers run twice, nor dropout."""
+    changes = ["model.config.hidden_dropout=0.1", "model.config.num_hidden_layers=2"]
+    plain, spared = (
+        recipe.run(
+            planned(corpus, *changes, f"stages.0.training.gradient_checkpointing={asked}"),
+            tmp_path / asked,
+        ).model
+        for asked in ("false", "true")
+    )
+    first, second = (model.wav2vec2_conformer.encoder.layers[0] for model in (plain, spared))
+    assert second.gradient_checkpointing and not first.gradient_checkpointing
+    one, other = plain.state_dict(), spared.state_dict()
+    assert any(name.endswith("running_mean") for name in one)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_model_without_gradient_checkpointing_is_told_so():
+    asked = ["stages.0.training.gradient_checkpointing=true"]
+    plan = recipe.read(RECIPES / "streaming-pse" / "mini.toml", asked)
+    with pytest.raises(InputError, match="StreamingPSE has no gradient checkpointing; leave grad"):
+        recipe.check(plan)
+
+
+@pytest.fixture
+def noises(tmp_path):
+    """Two folders with a recording each."""
+    for name, index in (("low", 0), ("high", 11)):
+        (tmp_path / name).mkdir()
+        sound = Tones().waveform(index).numpy()
+        soundfile.write(tmp_path / name / "hum.wav", sound, 16000)
+    return tmp_path
+
+
+def test_recorded_noises_are_part_of_the_data(corpus, noises):
+    noisy = [*SHORT, "data.snr=[0, 5]"]
+    recipe.run(planned(corpus, f"data.noises={noises / 'low'}", short=noisy), noises / "run")
+    for other in ([], [f"data.noises={noises / 'high'}"]):
+        with pytest.raises(InputError, match="data="):
+            recipe.run(planned(corpus, *other, short=noisy), noises / "run")
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [("gone", "there is no folder .*gone'; give one"), ("", "holds no recordings; give a folder")],
+)
+def test_noises_are_looked_for_before_anything_is_read(place, told, corpus, tmp_path):
+    changes = [f"data.noises={tmp_path / place}", "data.snr=[0, 5]", "data.split=nowhere"]
+    with pytest.raises(InputError, match=told):
+        recipe.run(planned(corpus, *changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_noises_that_nothing_would_hear_are_refused():
+    for name in ("recognition/mini", "summarymixing-ssl/mini", "house/vae"):
+        with pytest.raises(InputError, match="noises go with kind 'mixtures', or with 'transcr"):
+            recipe.read(RECIPES / f"{name}.toml", ["data.noises=fans"])
+
+
 def test_over_log_mel_features(corpus, tmp_path):
     changes = [
         "model.class=transformers.Wav2Vec2BertForCTC",
@@ -134,6 +193,41 @@ training = {{ steps = 2, batch_size = 4 }}
     ]
     assert vocabulary[0] == vocabulary[1]
     assert [m.info.slug for m in pared.method.stack_of(trained.model)] == ["rope-asr"]
+
+
+def test_going_on_in_half_precision(corpus, tmp_path):
+    """It trains in float32, from the weights that they are, and is written in its own type."""
+    # Tables of relative positions are rounded with a model, whatever it trains in.
+    begun = recognisers.conformer(position_embeddings_type=None)
+    for kind, dtype in (("half", torch.bfloat16), ("whole", torch.float32)):
+        begun.model.to(torch.bfloat16).to(dtype)
+        begun.save(tmp_path / kind)
+        path = tmp_path / f"{kind}.toml"
+        path.write_text(f"""
+name = "{kind}"
+[model]
+from = "{tmp_path / kind}"
+[data]
+kind = "transcripts"
+source = "{corpus}"
+[objective]
+name = "ctc"
+[[stages]]
+training = {{ steps = 2, batch_size = 4, learning_rate = 1e-3 }}
+""")
+    half, whole = (
+        recipe.run(recipe.read(tmp_path / f"{kind}.toml"), tmp_path / f"{kind}-on").model
+        for kind in ("half", "whole")
+    )
+    began = load(tmp_path / "half").model.state_dict()
+    wanted = {name: weight.to(began[name].dtype) for name, weight in whole.state_dict().items()}
+    assert any(not torch.equal(weight, began[name]) for name, weight in wanted.items())
+    for model in (half, load(tmp_path / "half-on" / "model").model):
+        found = model.state_dict()
+        assert found["lm_head.weight"].dtype == torch.bfloat16
+        assert [
+            name for name, weight in found.items() if not torch.equal(weight, wanted[name])
+        ] == []
 
 
 def test_utterances_too_short_for_their_words(corpus, tmp_path):

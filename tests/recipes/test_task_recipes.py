@@ -150,3 +150,10 @@ def test_examples_that_are_not_there():
     read = recipe.read(name, ["data.tasks.edit=nowhere"])
     with pytest.raises(InputError, match="there are no images at 'nowhere'"):
         recipe.check(read)
+
+
+def test_chances_of_going_without_are_those_of_the_tasks():
+    name = RECIPES / "multi-task-upcycling" / "mini.toml"
+    assert recipe.read(name, ["data.drop=0"]).data.drop == 0
+    with pytest.raises(InputError, match="every task has its own chances"):
+        recipe.read(name, ["data.drop=0.3"])

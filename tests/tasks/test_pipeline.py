@@ -1,16 +1,21 @@
 """Pipelines that are asked for tasks: the stock call, the given picture, masks, refusals."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import pared
+from pared import anatomy
 from pared.errors import InputError
 from pared.experts.folding import fold
 from pared.experts.multi_task_upcycling import MultiTaskUpcycling
 from pared.experts.picture_input import PictureInput
-from pared.method import replace_denoiser
+from pared.guidance.guidance_distillation import GuidanceDistillation, one_pass
+from pared.method import denoiser, replace_denoiser
+from pared.objectives.guided import WEIGHT
 from pared.tasks.pipeline import TaskCalls, with_tasks
 from tests.recipes.pipelines import pipeline
 
@@ -57,6 +62,7 @@ def test_a_call_without_a_task_is_the_stock_one():
     assert with_tasks(with_tasks(pipe)) is pipe
     assert isinstance(pipe, cls)
     assert type(pipe).__name__ == cls.__name__
+    assert inspect.signature(type(pipe).__call__) == inspect.signature(cls.__call__)
     assert not differ(pipe("a fox", generator=noise(), **call).images[0], stock)
     # The task of the same name paints the same: one loop stands for the other.
     ours = ask(pipe, "text-to-image", "a fox", **call)[0]
@@ -107,6 +113,57 @@ def test_calls_per_step_are_those_that_guidance_needs(taught, scales, passes):
     ask(taught, "edit", image=picture(), guidance_scale=text, image_guidance_scale=image)
     hook.remove()
     assert len(calls) == 2 * passes
+
+
+@pytest.fixture(params=FAMILIES)
+def distilled(request):
+    """A toy pipeline whose denoiser reads the weight of guidance, and heeds it."""
+    pipe = with_tasks(pipeline(request.param))
+    pipe.set_progress_bar_config(disable=True)
+    pared.convert(pipe, GuidanceDistillation())
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in denoiser(pipe).named_parameters():
+            if "guidance" in name or "cond_proj" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return pipe
+
+
+def weights_read(pipe, *words, **call) -> list[list[float]]:
+    """The weight of guidance that each call of the denoiser is given."""
+    model, read = denoiser(pipe), []
+    hook = model.register_forward_pre_hook(
+        lambda *_: read.append(anatomy.of(model).input(WEIGHT).value.tolist())
+    )
+    ask(pipe, *words, **call)
+    hook.remove()
+    return read
+
+
+def test_a_student_of_guidance_is_called_once_a_step_at_its_weight(distilled):
+    call = {"prompt": ["a red apple", "a fox"], "height": 64, "width": 64}
+    assert weights_read(distilled, "text-to-image", guidance_scale=5, **call) == [[4, 4]] * 2
+    assert weights_read(distilled, "text-to-image", **call) == [[0, 0]] * 2
+
+
+def test_a_student_of_guidance_paints_as_by_its_stock_pipeline(distilled):
+    call = {"num_inference_steps": 2, "height": 64, "width": 64, "guidance_scale": 5.0}
+    plain = ask(distilled, "text-to-image", "a fox", **call | {"guidance_scale": 1})[0]
+    ours = ask(distilled, "text-to-image", "a fox", **call)[0]
+    call = one_pass(distilled, **call)
+    if "use_resolution_binning" in inspect.signature(type(distilled).__call__).parameters:
+        call["use_resolution_binning"] = False
+    stock = distilled("a fox", generator=noise(), **call).images[0]
+    near = np.abs(np.asarray(ours, dtype=int) - np.asarray(stock, dtype=int))
+    assert near.max() <= 1 and differ(ours, plain)
+
+
+def test_a_student_of_guidance_that_knows_tasks_edits_in_one_pass(distilled):
+    pared.convert(distilled, MultiTaskUpcycling(experts=2))
+    call = {"image": picture(), "guidance_scale": 3.0}
+    assert weights_read(distilled, "edit", **call) == [[2]] * 2
+    # The picture's guidance isn't distilled: with it, without it, and without both.
+    assert weights_read(distilled, "edit", image_guidance_scale=2.0, **call) == [[2]] * 6
 
 
 def test_outside_of_the_mask_nothing_changes(taught):
@@ -187,6 +244,12 @@ BAD = [
     ({"task": "edit", "image": picture(), "mask": Image.new("L", (64, 48), 255)}, r"takes no mask"),
     ({"task": "edit", "image": picture(), "height": 64}, r"both height and width"),
     ({"task": "edit", "image": picture(), "height": 50, "width": 64}, r"multiples of 8"),
+    (
+        {"task": "text-to-image", "height": 100, "width": 100},
+        r"pictures of 100 x 100 pixels don't fit the model; .* multiples of 8",
+    ),
+    ({"task": "text-to-image", "height": 64, "width": 0}, r"64 x 0 pixels don't fit"),
+    ({"task": "edit", "image": picture(), "height": 0, "width": 64}, r"0 x 64 pixels don't fit"),
 ]
 
 

@@ -1,6 +1,7 @@
 """The loop's promises: resuming changes nothing, stops lose nothing, wrong resumes are refused."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
 from torch import nn
 
 from pared.errors import InputError
 from pared.training import train
 from pared.training.checkpoints import latest
+from pared.training.data import Order
 from tests.signals import ctrl_c
 from tests.training.toys import Fit, Points, net, settings
 
@@ -102,6 +105,79 @@ def test_loss_falls_and_is_logged(tmp_path):
     first, last = (line["near"] + line["far"] for line in (lines[0], lines[-1]))
     assert last < 0.5 * first
     assert abs(lines[-1]["near"] - 3 * lines[-1]["far"]) < 1e-6
+
+
+SHAPES = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+}
+
+
+def adamw(model: nn.Module, steps: int, warmup: int, shape) -> None:
+    """Loshchilov and Hutter 2019, algorithm 2, with gradients no longer than 0.1."""
+    decay, (beta, gamma), data, order = 0.1, (0.9, 0.98), Points(noise=0), Order(256, 24, seed=0)
+    parameters = list(model.parameters())
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    for step in range(steps):
+        batch = data.batch(order.indices(step), torch.Generator())
+        loss = (model(batch["x"]) - batch["y"]).square().mean()
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = torch.cat([g.flatten() for g in gradients]).norm()
+        assert norm > 0.1  # or nothing is clipped
+        ready = (step + 1) / warmup if step < warmup else shape((step - warmup) / (steps - warmup))
+        rate = 1e-2 * ready
+        with torch.no_grad():
+            for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
+                g = g * 0.1 / norm
+                m += (1 - beta) * (g - m)
+                v += (1 - gamma) * (g.square() - v)
+                along = m / (1 - beta ** (step + 1))
+                spread = (v / (1 - gamma ** (step + 1))).sqrt() + 1e-8
+                p -= rate * (along / spread + decay * p)
+
+
+@pytest.mark.parametrize("schedule", SHAPES)
+def test_its_steps_are_those_of_adamw_written_out(tmp_path, schedule):
+    model, other = net(), net()
+    model[2].p = other[2].p = 0.0
+    how = {"betas": (0.9, 0.98), "weight_decay": 0.1, "clip": 0.1, "ema": None}
+    chosen = settings(steps=10, warmup=3, schedule=schedule, **how)
+    train(model, Fit(), Points(noise=0), chosen, tmp_path)
+    adamw(other, 10, 3, SHAPES[schedule])
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+class Notes(GeneralTracker):
+    """A tracker that keeps what it is given."""
+
+    name = "notes"
+    requires_logging_directory = False
+    tracker = None
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.logged = {}, {}
+
+    def store_init_configuration(self, values):
+        self.config = values
+
+    def log(self, values, step=None, **how):
+        self.logged[step] = values
+
+
+def test_trackers_get_plain_settings_and_every_logged_step(tmp_path):
+    """Tensorboard's takes nothing but numbers and text."""
+    notes, chosen = Notes(), settings(steps=10, trackers=("notes",))
+    accelerator = Accelerator(cpu=True, log_with=notes)
+    train(net(), Fit(), Points(), chosen, tmp_path, accelerator=accelerator)
+    assert all(x is None or isinstance(x, int | float | str) for x in notes.config.values())
+    assert notes.config.keys() == chosen.model_dump().keys()
+    told = {"learning_rate": 1e-2, "clip": 1.0, "betas": "[0.9, 0.999]", "trainable": "['*']"}
+    assert notes.config.items() >= told.items()
+    assert notes.logged.keys() == {5, 10} and all(
+        values.keys() == {"near", "far"} for values in notes.logged.values()
+    )
 
 
 def test_trainings_of_one_process_may_differ_in_precision(tmp_path):
@@ -249,6 +325,12 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path):
         train(model, objective, Points(), run_settings, tmp_path / str(checkpointing))
         weights.append(model.state_dict())
     assert_equal_bits(*weights)
+
+
+def test_a_model_without_gradient_checkpointing_is_told_so(tmp_path):
+    with pytest.raises(InputError, match="Sequential has no gradient checkpointing; leave grad"):
+        train(net(), Fit(), Points(), settings(gradient_checkpointing=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 class _SquaredOutput(nn.Module):

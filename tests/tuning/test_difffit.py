@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DiTPipeline
 from diffusers.models.normalization import RMSNorm
 from torch import nn
 
@@ -13,6 +14,7 @@ from pared import anatomy
 from pared.anatomy import presets
 from pared.attention.edit import EDiT
 from pared.bench import contract
+from pared.bench.subjects import PipelineSubject, Sample, usual_prompts
 from pared.errors import InputError
 from pared.experts.multi_task_upcycling import MultiTaskUpcycling
 from pared.healing import student_of
@@ -255,6 +257,60 @@ def test_new_classes_are_the_same_in_all_blocks():
     model = toy("dit", DiffFit(classes=3))
     first, second = (model.get_submodule(p).weight for p in anatomy.of(model).label_tables)
     assert torch.equal(first[:3], second[:3])
+
+
+def class_pipeline(*methods: Conversion, **config: int) -> DiTPipeline:
+    torch.manual_seed(0)
+    preset = presets.get("toy:dit")
+    model = pared.convert(preset.denoiser.make(**config), *methods).eval()
+    pipe = DiTPipeline(model, presets.build("toy:dit", "cpu", component="vae"), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def painted(pipe: DiTPipeline, *labels: int) -> torch.Tensor:
+    seed = torch.Generator().manual_seed(0)
+    return pipe(list(labels), generator=seed, num_inference_steps=2, output_type="pt").images
+
+
+@pytest.mark.parametrize("known", [10, 3])  # as many as before: a saved model, loaded again
+def test_the_stock_pipeline_guides_new_classes_by_the_null_class(known, tmp_path):
+    pipe = class_pipeline(DiffFit(classes=3), num_embeds_ada_norm=known)
+    tables = [pipe.transformer.get_submodule(p) for p in anatomy.of(pipe.transformer).label_tables]
+    seen = []
+    tables[0].register_forward_hook(lambda module, args, rows: seen.append(rows))
+    picture = painted(pipe, 1)
+    for rows in seen:
+        assert torch.equal(rows, tables[0].weight[[1, 3]])
+    with torch.no_grad():
+        for table in tables:
+            table.weight[3] += 1
+    assert not torch.equal(painted(pipe, 1), picture)
+    pared.save(pipe, tmp_path / "pipe")
+    again = pared.load(tmp_path / "pipe")
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(painted(again, 1), painted(pipe, 1))
+    # Other classes that aren't there stay mistakes.
+    with pytest.raises(IndexError):
+        painted(pipe, 4)
+
+
+@pytest.mark.parametrize("methods, known", [((), 10), ((DiffFit(classes=1001),), 10)])
+def test_guidance_by_another_class_is_refused(methods, known):
+    pipe = class_pipeline(*methods, num_embeds_ada_norm=known)
+    with pytest.raises(InputError, match=r"guides by class 1000, .* give a guidance scale of 1"):
+        PipelineSubject(pipe, [Sample(1, 0)], {})
+    subject = PipelineSubject(pipe, [Sample(1, 0)], {"guidance_scale": 1.0})
+    assert subject.run(steps=1).isfinite().all()
+    guided = PipelineSubject(class_pipeline(DiffFit(classes=3)), [Sample(1, 0)], {})
+    with pytest.raises(InputError, match="guides by class 1000"):
+        guided.with_model(pipe.transformer)
+
+
+def test_benches_paint_classes_that_there_are():
+    assert usual_prompts(class_pipeline(DiffFit(classes=3))) == (0, 1, 2)
+    assert usual_prompts(class_pipeline(DiffFit(classes=101))) == (0, 25, 50, 75)
+    assert usual_prompts(class_pipeline(num_embeds_ada_norm=1000)) == (207, 360, 387, 974)
 
 
 def test_models_without_classes_refuse_new_ones():

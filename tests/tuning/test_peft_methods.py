@@ -14,7 +14,7 @@ from pared.attention.edit import EDiT
 from pared.errors import InputError
 from pared.experts.multi_task_upcycling import MultiTaskUpcycling
 from pared.method import stack_of
-from pared.tuning.adapters import save_adapter
+from pared.tuning.adapters import load_adapter, save_adapter
 from pared.tuning.difffit import DiffFit
 from pared.tuning.ia3 import IA3
 from pared.tuning.lora import LoRA
@@ -145,6 +145,98 @@ def test_other_layers_than_plain_ones_are_refused():
     with pytest.raises(InputError, match=r"transformer_blocks\.1\.attn1\.to_v is a Special"):
         pared.convert(model, LoRA())
     assert dict(model.named_modules()) == before
+
+
+# With adapters of others --------------------------------------------------------------------------
+
+
+def style(model: nn.Module, *layers: str) -> None:
+    """A LoRA of somebody else's, loaded as diffusers loads one."""
+    config = peft.LoraConfig(r=2, target_modules=list(layers), init_lora_weights=False)
+    model.add_adapter(config, adapter_name="style")
+
+
+@pytest.mark.parametrize("method", [LoRA(), IA3()], ids=lambda m: m.spec())
+@pytest.mark.parametrize("layers", [("to_q", "to_v"), ("proj_out",)])
+def test_an_adapter_of_others_doesnt_switch_ours_off_in_silence(method, layers, tmp_path):
+    if isinstance(method, IA3) and layers != ("proj_out",):
+        layers = ("add_q_proj",)  # peft puts no LoRA on a layer of (IA)^3
+    model = stirred(toy("sd3", method))
+    wanted, names = output(model), set(trained(model))
+    style(model, *layers)
+    refusal = rf"{method.info.slug} does nothing in \S+ any more, where the adapters \['style'\]"
+    with pytest.raises(InputError, match=refusal):
+        output(model)
+    with pytest.raises(InputError, match=refusal):
+        method.merge(model)
+    with pytest.raises(InputError, match=r"carries adapters of peft.* merge pared's own first"):
+        pared.save(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    assert set(method.trainable(anatomy.of(model))) == names
+    save_adapter(model, tmp_path / "ours.safetensors")
+    assert torch.equal(output(load_adapter(toy("sd3"), tmp_path / "ours.safetensors")), wanted)
+    with pytest.warns(match="Setting active adapter to default"):
+        model.delete_adapters("style")
+    torch.testing.assert_close(output(model), wanted, rtol=0, atol=1e-6)
+
+
+def test_both_work_where_both_are_switched_on():
+    model = stirred(toy("sd3", LoRA()))
+    ours = output(model)
+    style(model, "to_q")
+    model.set_adapters(["style", "default"])
+    both = output(model)
+    assert not torch.allclose(both, ours)
+    model.transformer_blocks[0].attn.to_q.lora_B["default"].weight.data.zero_()
+    assert not torch.allclose(output(model), both)
+
+
+def test_ours_is_not_merged_where_another_is_on_the_same_layers():
+    model = stirred(toy("sd3", LoRA()))
+    style(model, "to_q")
+    model.set_adapters(["style", "default"])
+    with pytest.raises(
+        InputError, match=r"can't be merged where another .*delete_adapters\('style"
+    ):
+        LoRA().merge(model)
+    assert stack_of(model) == [LoRA()]
+
+
+def test_merged_it_goes_with_adapters_of_others():
+    model = stirred(toy("sd3", LoRA()))
+    wanted = output(model)
+    handle = LoRA().merge(model)
+    torch.testing.assert_close(output(model), wanted, rtol=0, atol=1e-5)
+    style(model, "to_q")
+    assert not torch.allclose(output(model), wanted)
+    model.unload_lora()
+    torch.testing.assert_close(output(model), wanted, rtol=0, atol=1e-5)
+    handle.remove()
+    style(model, "to_q")
+    with pytest.raises(InputError, match="lora does nothing in"):
+        output(model)
+
+
+def test_unloading_the_others_takes_ours_off_and_is_told(tmp_path):
+    model = stirred(toy("sd3", LoRA()))
+    style(model, "to_q")
+    model.unload_lora()
+    for use in (output, lambda model: pared.save(model, tmp_path / "model"), LoRA().merge):
+        with pytest.raises(InputError, match=r"lora was taken off \S+ \(unload_lora_weights"):
+            use(model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ours_doesnt_switch_off_that_of_others():
+    model = toy("sd3")
+    style(model, "add_q_proj")
+    before = output(model)
+    with pytest.raises(InputError, match=r"would switch off the adapter 'style'.*fuse it first"):
+        pared.convert(model, LoRA())
+    assert torch.equal(output(model), before) and stack_of(model) == []
+    model.fuse_lora()
+    model.unload_lora()
+    torch.testing.assert_close(output(pared.convert(model, LoRA())), before, rtol=0, atol=1e-5)
 
 
 # Settings and the package -------------------------------------------------------------------------

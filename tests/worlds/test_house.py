@@ -47,6 +47,14 @@ def test_weights_fit_the_repository():
     assert max(sizes) < 40e6 and sum(sizes) < 154e6
 
 
+def test_all_that_is_shipped_says_where_it_comes_from():
+    told = (house.ROOT / "README.md").read_text()
+    for name in house.names():
+        (line,) = (line for line in told.splitlines() if line.startswith(f"| `house:{name}` |"))
+        path = line.split("|")[3].strip(" `")
+        assert (RECIPES.parents[1] / path).is_file(), line
+
+
 @pytest.mark.parametrize("name", ["pixart", "pixart-edit", "sd3", "unet"])
 def test_models_with_shared_parts_are_put_together_once(tmp_path, monkeypatch, name):
     monkeypatch.setattr("huggingface_hub.cached_assets_path", lambda *names: tmp_path)

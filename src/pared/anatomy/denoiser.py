@@ -281,7 +281,9 @@ class Denoiser(Family):
 
     def _schedule(self, scheduler: Any, size: tuple[int, int]) -> dict[str, Any]:
         """What `set_timesteps` of a scheduler is told beside the steps."""
-        told: dict[str, Any] = {"device": self.model.device}
+        device = self.model.device
+        # Weights that are offloaded one by one are nowhere between the calls.
+        told: dict[str, Any] = {"device": None if device.type == "meta" else device}
         if scheduler.config.get("use_dynamic_shifting"):
             height, width = size
             told["mu"] = _shift(scheduler.config, (height // self.patch) * (width // self.patch))

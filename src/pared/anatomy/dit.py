@@ -3,7 +3,9 @@
 Two habits of diffusers' class to know: it reassembles its patches into a square whatever came in,
 so that other shapes come out scrambled (refused here); and in training mode every block drops
 labels at random by itself, so that of DiT-XL's 28 hardly ever all get the same one (kept from it
-here: dropping conditions is for the data).
+here: dropping conditions is for the data). And one of its pipeline: it guides by class 1000,
+however many classes there are. The tables of `set_classes` take that for their null class where
+they have fewer; where they have more it is an ordinary class, and `stock_null` says so.
 """
 
 from typing import Any, ClassVar, cast
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 from pared.anatomy.base import Block, Parts, block_of
 from pared.anatomy.denoiser import Denoiser
 from pared.errors import InputError
+
+# The class that the stock pipeline takes for none at all: the one behind ImageNet's thousand.
+STOCK_NULL = 1000
 
 PARTS: Parts = {"norm1": "modulation", "attn1": "self_attention", "ff": "feed_forward"}
 
@@ -46,16 +51,25 @@ class DiT(Denoiser):
         return tuple(f"{b.path}.norm1.emb.class_embedder.embedding_table" for b in self.blocks)
 
     def set_classes(self, count: int) -> None:
-        if count == self.config.num_embeds_ada_norm:
+        tables = [self.model.get_submodule(path) for path in self.label_tables]
+        weights = [cast(Tensor, table.weight) for table in tables]
+        if count != self.config.num_embeds_ada_norm:
+            # One draw for all blocks, with the spread of the published code.
+            rows = 0.02 * torch.randn_like(weights[0][:1].expand(count, -1))
+            weights = [torch.cat([rows, weight[-1:].detach()]) for weight in weights]
+            cast(Any, self.model).register_to_config(num_embeds_ada_norm=count)
+        elif count >= STOCK_NULL:
             return
-        old = [self.model.get_submodule(path) for path in self.label_tables]
-        # One draw for all blocks, with the spread of the published code.
-        rows = 0.02 * torch.randn_like(old[0].weight[:1].expand(count, -1))
-        for path, table in zip(self.label_tables, old, strict=True):
-            weight = torch.cat([rows, table.weight[-1:].detach()])
-            self.replace(path, nn.Embedding.from_pretrained(weight, freeze=False))
+        kind = Labels if count < STOCK_NULL else nn.Embedding
+        for path, weight in zip(self.label_tables, weights, strict=True):
+            self.replace(path, kind.from_pretrained(weight, freeze=False))
             cast(Any, self.model.get_submodule(path.rpartition(".")[0])).num_classes = count
-        cast(Any, self.model).register_to_config(num_embeds_ada_norm=count)
+
+    @property
+    def stock_null(self) -> bool:
+        """Whether the stock pipeline finds the null class, by which it guides."""
+        table = self.model.get_submodule(self.label_tables[0])
+        return isinstance(table, Labels) or self.config.num_embeds_ada_norm == STOCK_NULL
 
     def _denoise(
         self, model: nn.Module, latents: Tensor, timestep: Tensor, condition: dict[str, Tensor]
@@ -81,3 +95,14 @@ class DiT(Denoiser):
         timestep = torch.full((batch,), 500, device=latents.device)
         label = torch.randint(self.config.num_embeds_ada_norm, (batch,), generator=generator)
         return latents, timestep, {"label": label.to(latents.device)}
+
+
+class Labels(nn.Embedding):
+    """A label table of fewer than a thousand classes that has the stock pipeline's null class too.
+
+    That is the last row here, whatever its number.
+    """
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(batch,) to (batch, width)."""
+        return super().forward(torch.where(labels == STOCK_NULL, self.num_embeddings - 1, labels))

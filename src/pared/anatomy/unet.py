@@ -265,7 +265,8 @@ class UNet(Denoiser):
     def encode(self, pipeline: Any, prompts: list[str]) -> dict[str, Tensor]:
         def some(prompts: list[str]) -> tuple[Tensor, ...]:
             if "pooled" not in self.conditions:
-                return pipeline.encode_prompt(prompts, pipeline.device, 1, False)[:1]
+                device = pipeline._execution_device
+                return pipeline.encode_prompt(prompts, device, 1, False)[:1]
             text, _, pooled, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)
             return text, pooled
 

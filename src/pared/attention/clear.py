@@ -14,8 +14,8 @@ middle one of its three; attentions of the image alone (SD3.5-Medium's second on
 U-Nets) take the image's part of the mask; the length of the sequence in the proportional scale
 counts image and text tokens, not the pooled ones. Healing compares every converted attention with
 the teacher's, as the paper says (its released code: ten of FLUX's one-stream blocks), behind the
-output projection where the attention has one. Not here: sampling from coarse to fine above the
-model's own resolution. Not verified: quality at the paper's scale.
+output projection where the attention has one. Sampling from coarse to fine above the model's own
+resolution is `pared.upscaling`, `pared sample --scale`. Not verified: quality at the paper's scale.
 """
 
 from math import isqrt, log

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pared.anatomy import Grid
+from pared.attention.processors import AttentionProcessor
 from pared.errors import InputError
 from pared.nn.layout import merge_heads, split_heads
 from pared.nn.rotary import Rotary, rotate
@@ -34,16 +34,12 @@ def all_keys(image: Heads, text: Heads) -> tuple[Tensor, Tensor]:
     )
 
 
-class JointProcessor(nn.Module):
-    """An attention processor of image and text, in the form that diffusers calls.
+class JointProcessor(AttentionProcessor):
+    """The processor of an attention of image and text.
 
     Subclasses implement `mix`, and override `image_heads` where image tokens need more than the
     attention's own projections.
     """
-
-    def __init__(self, grid: Grid) -> None:
-        super().__init__()
-        self.grid = grid
 
     @abstractmethod
     def mix(self, image: Heads, text: Heads, text_wanted: bool) -> tuple[Tensor, Tensor | None]:

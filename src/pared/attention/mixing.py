@@ -1,7 +1,7 @@
 """What all replacements of an image's attention share: which layers, and the way in."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pared import anatomy
 from pared.anatomy import Family, Grid, Site, SiteKind
-from pared.anatomy.sites import chosen
+from pared.anatomy.sites import chosen, require_softmax
+from pared.attention.processors import AttentionProcessor, Mixing
 from pared.errors import InputError
 from pared.method import Claim, Conversion
 from pared.nn.layout import split_heads
@@ -43,14 +44,22 @@ class TokenMixer(Conversion):
         return chosen(family, self.info.slug, self.kinds, self.layers)
 
     def claims(self, family: Family) -> list[Claim]:
-        return [Claim(site.path, "replaces") for site in self.sites(family)]
+        sites = self.sites(family)
+        for site in sites:
+            if not isinstance(cast(Any, site.module).processor, AttentionProcessor):
+                require_softmax(site, self.info.slug)
+        return [Claim(site.path, "replaces") for site in sites]
 
     def convert(self, model: nn.Module) -> None:
         family = anatomy.of(model)
-        for site in self.sites(family):
-            weight = next(site.module.to_q.parameters())
+        sites = self.sites(family)
+        # What the model computes in; weights may be stored in a narrower type.
+        dtype = cast(Any, family.model).dtype
+        for site in sites:
+            attn = cast(Any, site.module)
             processor = self.processor(site, family.grid(site))
-            site.module.set_processor(processor.to(weight.device, weight.dtype))
+            attn.set_processor(processor.to(next(attn.to_q.parameters()).device, dtype))
+        Mixing(self, [site.path for site in sites]).watch(model)
 
     def healing(self, task: Any) -> Any:
         from pared.objectives.distillation import Distillation
@@ -58,15 +67,11 @@ class TokenMixer(Conversion):
         return Distillation(task)
 
 
-class Processor(nn.Module):
-    """An attention processor with weights, in the form that diffusers calls.
+class Processor(AttentionProcessor):
+    """The processor of an attention of the image alone.
 
     Subclasses implement `mix`; projections, heads and output stay those of the attention it serves.
     """
-
-    def __init__(self, grid: Grid) -> None:
-        super().__init__()
-        self.grid = grid
 
     @abstractmethod
     def mix(self, attn: nn.Module, hidden_states: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ the softmax blocks see queries and keys before the ReLU (`softmax_features`); th
 of queries and keys stays, after ConvFusion and Spatial Compressor; the image-only second attention
 of SD3.5-Medium becomes EDiT; rotary positions (FLUX) are applied before the ReLU, to compressed
 keys at the middle of their window; everything else as in `edit`. Not verified: quality at the
-paper's scale.
+paper's scale; and no single toy shows the prompt's row below 0.7 of fully linear attention's error
+with equal image rows (flat logits show the one, sharp ones the other).
 """
 
 from typing import Any, ClassVar, Literal, cast

@@ -11,7 +11,7 @@ weights with a zero last layer, since a gated convolutional net can't take over 
 plain MLP.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -73,10 +73,10 @@ class Sana(TokenMixer):
         family = anatomy.of(model)
         widths = {site.block: site.width for site in self.sites(family)}
         for site in self._feed_forwards(family):
-            parameter = next(site.module.parameters())
+            device = next(site.module.parameters()).device
             width = widths[site.block]
             new = MixFFN(width, int(self.expansion * width), family.grid(site))
-            family.replace(site.path, new.to(parameter.device, parameter.dtype))
+            family.replace(site.path, new.to(device, cast(Any, family.model).dtype))
 
 
 class ReluLinearAttention(Processor):

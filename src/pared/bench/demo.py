@@ -48,7 +48,7 @@ class Settings:
         steps: denoising steps of every picture.
         heal_steps: training steps of the live healing; 0 leaves it out.
         sizes: picture sizes, in pixels, at which a full-size block is timed; () leaves it out.
-        seed: of noise and of the healing's order.
+        seed: of the live healing: its new weights, noise and order.
     """
 
     steps: int = 12
@@ -129,7 +129,7 @@ def _heal_live(teacher: Any, stack: Sequence[Conversion], settings: Settings) ->
     first, last = losses[0][1], sum(loss for _, loss in losses[-5:]) / len(losses[-5:])
     lead = (
         f"A fresh conversion, trained here and now for {len(losses)} steps of 8 pictures: its "
-        f"distance to the teacher fell from {first:.3g} to {last:.3g}. The student above was "
+        f"distance to the teacher went from {first:.3g} to {last:.3g}. The student above was "
         "healed longer, by recipes/edit/house.toml."
     )
     return healing_section(

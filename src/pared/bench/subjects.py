@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from pared import anatomy, method
 from pared.anatomy import presets
+from pared.anatomy.dit import STOCK_NULL
 from pared.bench.metering import Count
 from pared.errors import InputError
-from pared.guidance.guidance_distillation import one_pass
+from pared.guidance.guidance_distillation import GuidanceDistillation, one_pass
 
 # Captions of the emoji world (two of them held out) that make sense to any text-to-image model.
 PROMPTS = (
@@ -121,6 +122,7 @@ class PipelineSubject(Subject):
             self._call.setdefault("clean_caption", False)
         default = getattr(accepted.get("num_inference_steps"), "default", None)
         self.steps = self._call.pop("num_inference_steps", default)
+        require_null_class(self._pipeline, self._call)
 
     @property
     def target(self) -> Any:
@@ -145,6 +147,7 @@ class PipelineSubject(Subject):
         twin._pipeline = copy.copy(self._pipeline)
         name = next(k for k, part in self._pipeline.components.items() if part is self.model)
         setattr(twin._pipeline, name, model)
+        require_null_class(twin._pipeline, self._call)
         return twin
 
     def with_pipeline(self, pipeline: Any) -> PipelineSubject:
@@ -264,7 +267,38 @@ class ModelSubject(Subject):
 def usual_prompts(pipeline: Any) -> tuple[Any, ...]:
     """What to paint when nobody says: captions, or class labels where the pipeline takes those."""
     accepted = inspect.signature(type(pipeline).__call__).parameters
-    return CLASSES if "class_labels" in accepted else PROMPTS
+    if "class_labels" not in accepted:
+        return PROMPTS
+    count = getattr(method.denoiser(pipeline).config, "num_embeds_ada_norm", None) or 1000
+    if count > max(CLASSES):
+        return CLASSES
+    return tuple(sorted({number * count // len(CLASSES) for number in range(len(CLASSES))}))
+
+
+def require_null_class(pipeline: Any, call: Mapping[str, Any]) -> None:
+    """Refuse guidance by a class that isn't the null class.
+
+    Args:
+        pipeline: of diffusers; one that takes no classes passes.
+        call: arguments of its call; without a guidance_scale the pipeline's own holds.
+
+    Raises:
+        InputError: the stock pipeline would guide by another class, or by none that there is.
+    """
+    accepted = inspect.signature(type(pipeline).__call__).parameters
+    if not {"class_labels", "guidance_scale"} <= accepted.keys():
+        return
+    model = method.denoiser(pipeline)
+    scale = call.get("guidance_scale", accepted["guidance_scale"].default)
+    # A student of guidance is called without.
+    student = any(isinstance(step, GuidanceDistillation) for step in method.stack_of(model))
+    if scale <= 1 or student or anatomy.of(model).stock_null:
+        return
+    count = model.config.num_embeds_ada_norm
+    raise InputError(
+        f"{type(pipeline).__name__} guides by class {STOCK_NULL}, which of this model's {count} "
+        "classes isn't the empty one; give a guidance scale of 1, which is none."
+    )
 
 
 def open_target(given: Any, device: str | None) -> tuple[Any, Known | None]:

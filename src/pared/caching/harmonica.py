@@ -48,6 +48,7 @@ INFO = Info(
     kind="runtime",
     families=("pixart", "dit", "sd3", "flux", "wan"),
     training=True,
+    trained_by="route",
     exact=False,
     maturity="faithful",
     summary="a learned table says which layer of which step takes its last output again",

@@ -59,6 +59,7 @@ INFO = Info(
     kind="conversion",
     families=("unet", "pixart", "sd3"),
     training=True,
+    trained_by="recipe",
     exact=False,
     maturity="faithful",
     summary="one denoiser for many tasks: feed-forward experts mixed by the task",

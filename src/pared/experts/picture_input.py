@@ -36,6 +36,7 @@ INFO = Info(
     kind="conversion",
     families=("unet", "pixart", "sd3"),
     training=True,
+    trained_by="recipe",
     exact=False,
     maturity="faithful",
     summary="the denoiser also reads a given picture, by an input layer for each task",

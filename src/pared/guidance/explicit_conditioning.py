@@ -41,6 +41,7 @@ INFO = Info(
     kind="conversion",
     families=("unet", "pixart", "sd3", "flux"),
     training=True,
+    trained_by="recipe",
     exact=False,
     maturity="partial",
     summary="diffusion from the given picture and instruction instead of noise; no guidance passes",

@@ -46,6 +46,7 @@ INFO = Info(
     kind="conversion",
     families=("unet", "pixart", "sd3", "dit"),
     training=True,
+    trained_by="recipe",
     exact=False,
     maturity="faithful",
     summary="the guidance weight as an input: one call per step in the place of two",

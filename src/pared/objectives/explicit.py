@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from pared import anatomy
 from pared.errors import InputError
+from pared.method import drawn_in, note_drawn
 from pared.nn.prompt_vae import PromptVAE, kl_to_standard
 from pared.objectives.denoising import Denoising, Noised, clean_latents, condition_of
 from pared.objectives.endpoint import (
+    SITE,
     ConditionalPrior,
     Gaussian,
     pooled,
@@ -76,6 +78,9 @@ class Explicit(nn.Module):
         prior = _prior(student)
         if hasattr(data, "condition") and not prior.prompt.head.weight.any():
             fit_prompt_vae(prior, pooled(data.condition))
+            # Rounding grows in the fit, and a run that goes on elsewhere brings its own prior.
+            fitted = {f"{SITE}.prompt.{name}" for name in prior.prompt.state_dict()}
+            note_drawn(student, drawn_in(student) | fitted)
         if not (self.learn_prior or prior.prompt.head.weight.any()):
             raise InputError(
                 "the conditional prior knows no prompts yet; fit it to the pooled instructions "

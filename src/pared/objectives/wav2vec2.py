@@ -19,9 +19,10 @@ masked frames where the paper sums over them, so that its size says how well the
 whatever the batch; a gradient clipped at 100 there is clipped at 100 over their number here.
 Negatives come from the utterance itself, which an offset in the paper's code misses. All products
 of masked frames are taken at once, so that negatives need not be copied K times. Masks and
-negatives are drawn by the step's own generator. transformers' Conformer keeps its batch norm and
-its convolutions without biases. The mask vector takes part in the mean of SummaryMixing, as in the
-paper. Not verified: downstream results at the paper's scale.
+negatives are drawn by the step's own generator. H takes log(p + 1e-7), since the model's own has no
+derivative once a code is so unlikely that its p is 0. transformers' Conformer keeps its batch norm
+and its convolutions without biases. The mask vector takes part in the mean of SummaryMixing, as in
+the paper. Not verified: downstream results at the paper's scale.
 """
 
 from typing import Any, NamedTuple
@@ -191,7 +192,7 @@ class Wav2Vec2Pretraining(nn.Module):
         most = int(frame_lengths(inner, torch.tensor([sounds.shape[1]])))
         lengths = frame_lengths(inner, batch["input_lengths"].cpu()).clamp(max=most)
         mask = span_mask(lengths, most, self.probability, self.span, generator).to(sounds.device)
-        found = model(sounds, attention_mask=batch.get("attention_mask"), mask_time_indices=mask)
+        found, chosen = _run(model, sounds, batch.get("attention_mask"), mask)
         c, q = (
             frames[mask].unflatten(0, (len(mask), -1)).float()  # every row has as many
             for frames in (found.projected_states, found.projected_quantized_states)
@@ -199,7 +200,30 @@ class Wav2Vec2Pretraining(nn.Module):
         count = inner.config.num_negatives
         others = negatives(c.shape[0], c.shape[1], count, generator).to(c.device)
         kappa = inner.config.contrastive_logits_temperature
-        return contrastive_logits(c, q, others, kappa), found.codevector_perplexity
+        groups = inner.config.num_codevector_groups
+        choices = chosen[mask].unflatten(-1, (groups, -1))
+        used = codes_in_use(choices, soft=inner.quantizer.training)
+        return contrastive_logits(c, q, others, kappa), used
+
+
+def _run(
+    model: nn.Module, sounds: Tensor, valid: Tensor | None, mask: Tensor
+) -> tuple[Any, Tensor]:
+    """What a model makes of sounds, and the logits by which its quantiser chooses codes.
+
+    Returns:
+        The model's output, and (batch, frames, G V).
+    """
+    inner: Any = unwrap(model)
+    chosen: list[Tensor] = []
+    hook = inner.quantizer.weight_proj.register_forward_hook(
+        lambda module, args, logits: chosen.append(logits)
+    )
+    try:
+        found = model(sounds, attention_mask=valid, mask_time_indices=mask)
+    finally:
+        hook.remove()
+    return found, chosen[0]
 
 
 def _check(model: Any) -> None:
@@ -315,6 +339,19 @@ def contrastive_logits_reference(c: Tensor, q: Tensor, others: Tensor, kappa: fl
 def contrastive_loss(logits: Tensor) -> Tensor:
     """Mean over frames of -log softmax of the truth, the first of (..., 1 + K)."""
     return -logits.log_softmax(dim=-1)[..., 0].mean()
+
+
+def codes_in_use(logits: Tensor, soft: bool = True) -> Tensor:
+    """sum_g exp(H(p_g)), the perplexity, p_g the mean over frames of what group g chooses.
+
+    Args:
+        logits: of masked frames, (frames, G, V).
+        soft: count chances, as in training; else the best code of every frame alone.
+    """
+    logits = logits.float()
+    chances = logits.softmax(-1) if soft else F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    p = chances.mean(dim=0)
+    return (-(p * (p + 1e-7).log()).sum(dim=-1)).exp().sum()
 
 
 def diversity_loss(perplexity: Tensor, codes: int) -> Tensor:

@@ -63,7 +63,9 @@ class TaskData:
 
         pictures, places = _once([each.images for each in examples])
         self._origin = origin(pipeline, pictures, [t for each in examples for t in each.texts])
-        self.latents, self.latent_std = encode_latents(pipeline.vae, pictures)
+        self.latents, self.latent_std = encode_latents(
+            pipeline.vae, pictures, pipeline._execution_device
+        )
         texts = dict.fromkeys(text for each in examples for text in each.texts)
         number = {text: n for n, text in enumerate(texts, start=1)}
         # Row 0 is the empty prompt.

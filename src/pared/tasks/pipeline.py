@@ -8,6 +8,7 @@ as before, and calls without a task are the stock ones.
 """
 
 from collections.abc import Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from pared.errors import InputError
-from pared.tasks.sampling import sample, taught, unit_of
+from pared.tasks.sampling import check_size, sample, taught, unit_of
 from pared.worlds.readers.items import Unusable, upright_rgb
 from pared.worlds.readers.triplets import blanked
 from pared.worlds.tasks import UPSCALING, Task
@@ -58,8 +59,14 @@ def with_tasks(pipeline: Any) -> Any:
     """
     cls = type(pipeline)
     if not issubclass(cls, TaskCalls):
+
+        @wraps(cls.__call__)  # whose arguments are read where guidance is, say
+        def call(self: Any, *args: Any, **given: Any) -> Any:
+            return TaskCalls.__call__(self, *args, **given)
+
         # Under its own name, which is what saving writes down.
-        pipeline.__class__ = type(cls.__name__, (TaskCalls, cls), {"__doc__": cls.__doc__})
+        own = {"__doc__": cls.__doc__, "__call__": call}
+        pipeline.__class__ = type(cls.__name__, (TaskCalls, cls), own)
     return pipeline
 
 
@@ -105,7 +112,7 @@ def paint(
     if fill and mask is None:
         raise InputError("there is nothing to fill in without a mask; give one.")
     prompts, pictures, masks = checked(job, prompt, image, mask)
-    size = None if height is None and width is None else (height, width)
+    size = _size(pipeline, height, width)
     tensor = None
     if job.reads_image and pictures:
         pictures = [_fitted(p, _target(p, job, size, unit_of(pipeline))) for p in pictures]
@@ -119,7 +126,7 @@ def paint(
         num_inference_steps,
         guidance_scale,
         image_guidance_scale,
-        _whole(size),
+        size,
         generator,
     )
     painted = [_picture(x) for x in found]
@@ -184,17 +191,15 @@ def _listed(given: Any, count: int, what: str) -> list[Picture]:
 
 
 def _target(
-    picture: Picture, job: Task, size: tuple[int | None, int | None] | None, unit: int
+    picture: Picture, job: Task, size: tuple[int, int] | None, unit: int
 ) -> tuple[int, int]:
     """Width and height of the result for one picture."""
+    if size is not None:
+        return size[1], size[0]
     scale = UPSCALING if job.name == "upscale" else 1
-    sides = [size[1], size[0]] if size else [None, None]
-    # Without a wish the nearest size that the model can paint.
-    found = [
-        max(unit, round(scale * side / unit) * unit) if wish is None else wish
-        for side, wish in zip(picture.size, sides, strict=True)
-    ]
-    return found[0], found[1]
+    # The nearest size that the model can paint.
+    width, height = (max(unit, round(scale * side / unit) * unit) for side in picture.size)
+    return width, height
 
 
 def _fitted(picture: Picture, size: tuple[int, int]) -> Picture:
@@ -221,12 +226,14 @@ def _check_mask(mask: Picture, picture: Picture | None) -> None:
         raise InputError("the mask is all black; make white what may change.")
 
 
-def _whole(size: tuple[int | None, int | None] | None) -> tuple[int, int] | None:
-    if size is None:
+def _size(pipeline: Any, height: int | None, width: int | None) -> tuple[int, int] | None:
+    """The size that was asked for, once it is found to suit the model."""
+    if height is None and width is None:
         return None
-    if None in size:
+    if height is None or width is None:
         raise InputError("give both height and width, or neither.")
-    return size  # type: ignore[return-value]
+    check_size(pipeline, height, width)
+    return height, width
 
 
 def _tensor(picture: Picture) -> Tensor:

@@ -1,13 +1,14 @@
 """Sampling for every task: one loop for any family, with or without a given picture.
 
 Stock pipelines of diffusers each serve one task and one family; a denoiser that was taught several
-needs one that gives it the task, the given picture and as many passes as guidance asks for.
+needs one that gives it the task, the given picture and as many passes as guidance asks for. One
+that was distilled from guidance by the prompt gets the weight of it instead, in a single pass.
 """
 
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from pared.guidance import classifier_free
 from pared.guidance.sampling import refuse_guidance, scheduler_with
 from pared.method import Conversion, denoiser, stack_of
 from pared.objectives.endpoint import Gaussian, prior_of, reads_source, standard
+from pared.objectives.guided import WEIGHT
 from pared.worlds.datasets import encode_latents, upcast
 from pared.worlds.tasks import Task, get
 
@@ -44,7 +46,8 @@ def sample(
         prompts: one for each picture; what they say depends on the task.
         images: uint8 (batch, 3, height, width), for tasks that read a picture.
         steps: of the scheduler.
-        guidance: scale s_P of the prompt; 1 is none.
+        guidance: scale s_P of the prompt; 1 is none. A denoiser that was distilled from guidance
+            is given the weight s_P - 1, and needs no pass without the prompt.
         image_guidance: scale s_I of the given picture; 1 is none.
         size: height and width in pixels, for tasks that read none; by default the model's own.
         generator: of the noise, on the CPU.
@@ -57,13 +60,21 @@ def sample(
             needed, or sizes that don't fit.
     """
     model: Any = denoiser(pipeline)
+    device = pipeline._execution_device
     job, index = taught(pipeline, task)
+    if size is not None:
+        check_size(pipeline, *size)
     source = _source(pipeline, job, prompts, images)
     conditions = _conditions(pipeline, index, prompts, source)
+    if WEIGHT in anatomy.of(model).inputs:
+        weight = torch.full((len(prompts),), guidance - 1.0, device=device)
+        conditions = {name: entry | {WEIGHT: weight} for name, entry in conditions.items()}
+        guidance = 1.0
     scales = (image_guidance if job.reads_image else 1.0, guidance)
     endpoint = standard(torch.zeros(_shape(pipeline, len(prompts), source, size)))
     if (prior := prior_of(model)) is not None and source is not None:
         refuse_guidance(*scales)
+        _onload(model)
         endpoint = prior(*source, conditions["both"])
     names = classifier_free.passes(*scales)
     with _scheduler(pipeline, endpoint if prior is not None else None) as scheduler:
@@ -71,16 +82,24 @@ def sample(
         anatomy.of(model).set_timesteps(scheduler, steps, (height, width))
         takes = inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if "generator" in takes else {}
-        y = endpoint.draw(generator or torch.default_generator).to(model.device, model.dtype)
+        y = endpoint.draw(generator or torch.default_generator).to(device, model.dtype)
         latents = y * getattr(scheduler, "init_noise_sigma", 1.0)
         for t in pipeline.progress_bar(scheduler.timesteps):
             z = latents
             if hasattr(scheduler, "scale_model_input"):
                 z = scheduler.scale_model_input(latents, t)
-            found = {name: _predict(model, z, t, conditions[name]) for name in names}
-            prediction = classifier_free.compose(found, *scales)
+            predicted = {name: _predict(model, z, t, conditions[name]) for name in names}
+            prediction = classifier_free.compose(predicted, *scales)
             latents = scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
-    return decode(pipeline.vae, latents)
+    found = decode(pipeline.vae, latents)
+    pipeline.maybe_free_model_hooks()
+    return found
+
+
+def _onload(model: Any) -> None:
+    """Bring a denoiser that is offloaded to its device, as a call of it does."""
+    if hasattr(model, "_hf_hook"):
+        model._hf_hook.pre_forward(model)
 
 
 @contextmanager
@@ -158,16 +177,24 @@ def _source(
         raise InputError(
             f"there are {len(images)} pictures for {len(prompts)} prompts; give one for each."
         )
+    check_size(pipeline, *images.shape[-2:])
+    device, dtype = pipeline._execution_device, cast(Any, denoiser(pipeline)).dtype
+    mean, std = encode_latents(pipeline.vae, images, device)
+    return mean.to(device, dtype), std.to(device, dtype)
+
+
+def check_size(pipeline: Any, height: int, width: int) -> None:
+    """Refuse a size in pixels that the model can't paint.
+
+    Raises:
+        InputError: a side isn't a multiple of `unit_of`.
+    """
     unit = unit_of(pipeline)
-    height, width = images.shape[-2:]
-    if height % unit or width % unit:
+    if min(height, width) < unit or height % unit or width % unit:
         raise InputError(
             f"pictures of {height} x {width} pixels don't fit the model; give a height and width "
             f"that are multiples of {unit}."
         )
-    mean, std = encode_latents(pipeline.vae, images)
-    model: Any = denoiser(pipeline)
-    return mean.to(model.device, model.dtype), std.to(model.device, model.dtype)
 
 
 def unit_of(pipeline: Any) -> int:
@@ -202,15 +229,16 @@ def _conditions(
 ) -> dict[str, Condition]:
     """What each pass of guidance is given: both prompt and picture, the picture alone, neither."""
     model: Any = denoiser(pipeline)
+    device = pipeline._execution_device
     encoded = anatomy.of(model).encode(pipeline, ["", *prompts])
     count = len(prompts)
 
     def moved(entry: Tensor) -> Tensor:
-        return entry.to(model.device, model.dtype if entry.is_floating_point() else None)
+        return entry.to(device, model.dtype if entry.is_floating_point() else None)
 
     common: Condition = {}
     if index is not None:
-        common["task"] = torch.full((count,), index, device=model.device)
+        common["task"] = torch.full((count,), index, device=device)
     text = {name: moved(entry[1:]) for name, entry in encoded.items()}
     null = {
         name: moved(entry[:1].expand(count, *entry.shape[1:])) for name, entry in encoded.items()

@@ -2,20 +2,26 @@
 
 Settings and data aren't all that decides a training. Two students of equal shapes have equal names
 of weights, and a folder with the checkpoint of one would otherwise be taken for the other's.
+
+Weights that a conversion has just drawn aren't compared: a script that is run again draws others,
+and the checkpoint brings the run's own back.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pared import anatomy
 from pared.errors import InputError
-from pared.method import stack_of
+from pared.method import drawn_in, stack_of
 
 # Machines round in their own ways, and a run may go on elsewhere; any training moves weights more.
 TOLERANCE = 1e-5
+# Stands for a number that may be any; no weight is so large.
+ANY = torch.finfo(torch.float64).max
 # A model that carries what the run has come to may go on as well.
 AGAIN = {"weights": ("now", "averaged")}
 # What `Beginning.words` and `Beginning.numbers` are of, in words.
@@ -32,7 +38,8 @@ class Beginning(NamedTuple):
 
     Attributes:
         words: what can be told in simple terms, by what it is of.
-        numbers: two of every tensor of weights, float64 (2 tensors,), by what they are of.
+        numbers: two of every tensor of weights, float64 (2 tensors,), by what they are of; `ANY`
+            of weights that were just drawn.
     """
 
     words: dict[str, Any]
@@ -48,12 +55,12 @@ def beginning_of(model: nn.Module, objective: nn.Module) -> Beginning:
     """
     words = {"conversions": list(map(repr, stack_of(model))), "objective": _told(objective)}
     numbers = {
-        "weights": numbers_of(model.state_dict()),
+        "weights": _of_model(model),
         "objective": numbers_of(dict(objective.named_buffers())),
     }
     if (teacher := getattr(objective, "_teacher", None)) is not None:
         words["teacher"] = [list(map(repr, stack_of(each))) for each in teacher]
-        numbers["teacher"] = torch.cat([numbers_of(each.state_dict()) for each in teacher])
+        numbers["teacher"] = torch.cat([_of_model(each) for each in teacher])
     return Beginning(words, numbers)
 
 
@@ -80,18 +87,30 @@ def check_beginning(
             raise _other(folder, name)
 
 
-def numbers_of(state: Mapping[str, Any]) -> Tensor:
-    """Two numbers of every tensor, at a third and at two thirds of it, by the tensors' names."""
+def numbers_of(state: Mapping[str, Any], drawn: Collection[str] = ()) -> Tensor:
+    """Two numbers of every tensor, at a third and at two thirds of it, by the tensors' names.
+
+    Args:
+        state: tensors by name.
+        drawn: names of those whose numbers may be any.
+    """
     few = [torch.zeros(0, dtype=torch.float64)]
-    for _, value in sorted(state.items()):
+    for name, value in sorted(state.items()):
         if isinstance(value, Tensor) and (count := value.numel()):
-            numbers = value.detach().reshape(-1)[[count // 3, 2 * count // 3]]
-            few.append(numbers.cpu().double())
+            numbers = value.detach().reshape(-1)[[count // 3, 2 * count // 3]].cpu().double()
+            few.append(torch.full_like(numbers, ANY) if name in drawn else numbers)
     return torch.cat(few)
 
 
+def _of_model(model: nn.Module) -> Tensor:
+    return numbers_of(anatomy.unwrap(model).state_dict(), drawn_in(model))
+
+
 def _close(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=TOLERANCE, atol=1e-8, equal_nan=True)
+    if a.shape != b.shape:
+        return False
+    told = (a != ANY) & (b != ANY)
+    return torch.allclose(a[told], b[told], rtol=TOLERANCE, atol=1e-8, equal_nan=True)
 
 
 def _other(folder: Path, name: str) -> InputError:

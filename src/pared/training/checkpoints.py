@@ -132,11 +132,9 @@ def read(
         beginning.numbers["weights"] = numbers["weights"]
     weights = load_file(checkpoint / "model.safetensors")
     if ema is not None:
-        set_model_state_dict(
-            model, weights | load_file(checkpoint / "ema.safetensors"), options=_FULL
-        )
+        _fill(model, weights | load_file(checkpoint / "ema.safetensors"), checkpoint)
         ema.read_from_model()
-    set_model_state_dict(model, weights, options=_FULL)
+    _fill(model, weights, checkpoint)
     flat = load_file(checkpoint / "optimizer.safetensors")
     groups = get_optimizer_state_dict(model, optimizer, options=_FULL)["param_groups"]
     restored: Any = {"state": _unflatten(flat), "param_groups": groups}
@@ -145,6 +143,20 @@ def read(
     if scaler is not None and "scaler" in state:
         scaler.load_state_dict(state["scaler"])
     return int(state["step"])
+
+
+def _fill(model: nn.Module, weights: dict[str, torch.Tensor], checkpoint: Path) -> None:
+    """Put weights into a model; a checkpoint that names them otherwise is refused."""
+    try:
+        set_model_state_dict(model, weights, options=_FULL)
+    except (RuntimeError, KeyError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(
+            f"{checkpoint.parent} holds weights that don't fit this model "
+            f"({' '.join(str(error).split())[:200]}); go on with the version of pared that wrote "
+            "them, or choose another output folder."
+        ) from None
 
 
 def check_identity(checkpoint: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

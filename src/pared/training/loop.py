@@ -20,10 +20,12 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
 from pared.errors import InputError
+from pared.method import note_drawn
 from pared.training import checkpoints
 from pared.training.beginning import Beginning, beginning_of
 from pared.training.data import Bucketed, Dataset, Order, beside, generator_for, order_of
 from pared.training.ema import EMA
+from pared.training.recomputing import recompute
 from pared.training.settings import TrainingSettings
 
 # What accelerate puts on a model.
@@ -72,9 +74,10 @@ def train(
             obeys `accelerate launch` and its config file (DDP, FSDP).
 
     Raises:
-        InputError: no parameter matches `trainable`; the batch doesn't divide over the processes;
-            the folder holds another run: of other settings or data, or begun from other weights,
-            conversions, or another objective.
+        InputError: the model has no gradient checkpointing, which the settings ask for; no
+            parameter matches `trainable`; the batch doesn't divide over the processes; the folder
+            holds another run: of other settings or data, or begun from other weights, conversions,
+            or another objective.
     """
     with released(model):
         run = _Run.prepare(model, objective, data, settings, Path(folder), accelerator)
@@ -134,6 +137,8 @@ class _Run:
         accelerator: Accelerator | None,
     ) -> "_Run":
         """Freeze, wrap and place everything; nothing is trained yet."""
+        if settings.gradient_checkpointing:
+            recompute(model, settings.compile)
         folder.mkdir(parents=True, exist_ok=True)
         if accelerator is None:
             _allow_precision(settings.precision)
@@ -147,8 +152,6 @@ class _Run:
         )
         _check_batch(settings, accelerator.num_processes)
         freeze_all_but(model, settings.trainable)
-        if settings.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
         if settings.compile:
             model.compile()  # in place: names of weights stay as they are
         beginning = beginning_of(model, objective)
@@ -163,7 +166,7 @@ class _Run:
         ema = EMA(prepared, settings.ema) if settings.ema else None
         order = order_of(data, settings.batch_size, settings.seed)
         if settings.trackers:
-            accelerator.init_trackers("pared", config=settings.model_dump(mode="json"))
+            accelerator.init_trackers("pared", config=settings.scalars())
         optimizer = accelerator.prepare(optimizer)
         data = beside(data, accelerator.device)
         return cls(
@@ -265,6 +268,7 @@ class _Run:
                 )
         elif self.ema is not None:
             self.ema.write_to_model()
+        note_drawn(self.model, ())  # what conversions drew has trained now, and is told apart
         self.model.eval()
 
 

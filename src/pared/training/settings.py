@@ -37,7 +37,10 @@ class TrainingSettings(BaseModel):
         default=("*",),
         description="glob patterns of parameter names that train; the rest is frozen",
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="run layers again in the backward pass: less memory, about a third more time",
+    )
     compile: bool = Field(default=False, description="run the model through torch.compile")
     seed: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=250, ge=1, description="steps between checkpoints")
@@ -69,6 +72,12 @@ class TrainingSettings(BaseModel):
         if self.schedule == "linear":
             return self.learning_rate * (1 - progress)
         return self.learning_rate * 0.5 * (1 + cos(pi * progress))
+
+    def scalars(self) -> dict[str, bool | int | float | str | None]:
+        """All fields as trackers take them: numbers and text, what is several as one text."""
+        fields = self.model_dump(mode="json").items()
+        simple = bool | int | float | str | None
+        return {name: each if isinstance(each, simple) else str(each) for name, each in fields}
 
     def identity(self) -> dict:
         """The fields that a resumed run must share with the run it resumes."""

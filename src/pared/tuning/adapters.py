@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pared import anatomy, info
 from pared.errors import InputError
-from pared.method import convert, denoiser, stack_of, versions
+from pared.method import convert, denoiser, drawn_in, note_drawn, stack_of, versions
 from pared.tuning.base import Adapter
 
 # The entry of the file's metadata that says how to read it.
@@ -98,6 +98,7 @@ def load_adapter(target: Any, file: str | Path) -> Any:
     with torch.no_grad():
         for key, parameter in _trained(model).items():
             parameter.copy_(tensors[key])
+    note_drawn(model, (name for name in drawn_in(model) if _key(name) not in tensors))
     return target
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pared import anatomy
 from pared.anatomy import Family
 from pared.anatomy.base import Role
+from pared.anatomy.intact import watching
 from pared.errors import InputError
 from pared.method import Claim, Conversion, Handle, denoiser, stack_of
 
@@ -74,7 +75,7 @@ class Adapter(Conversion):
             where merging is for good.
 
         Raises:
-            InputError: the model doesn't carry the method.
+            InputError: the model doesn't carry the method, or other adapters are where it is.
         """
         model = anatomy.unwrap(denoiser(target))
         family, before = anatomy.of(model), stack_of(model)
@@ -84,11 +85,18 @@ class Adapter(Conversion):
                 f"{self.spec()} can't be merged into a model that doesn't carry it; this one "
                 f"carries {carried}."
             )
+        looks = [look for look in watching(model) if look.method == self]
+        for look in looks:
+            look(model, ())
+        wrapped = {path: model.get_submodule(path) for path in self.layers(family)}
+        folded = {path: self.folded(layer) for path, layer in wrapped.items()}
         undo = ExitStack()
-        for path in self.layers(family):
-            wrapped = model.get_submodule(path)
-            family.replace(path, self.folded(wrapped))
-            undo.callback(family.replace, path, wrapped)
+        for path, layer in wrapped.items():
+            family.replace(path, folded[path])
+            undo.callback(family.replace, path, layer)
+        for look in looks:
+            look.on = False
+            undo.callback(setattr, look, "on", True)
         cast(Any, model).pared_stack = [method for method in before if method != self]
         undo.callback(setattr, model, "pared_stack", before)
         return Handle(undo, (self,))

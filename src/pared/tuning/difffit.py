@@ -28,7 +28,7 @@ what they paint can't tell the three apart. At the rate for all weights it hardl
 step with gammas takes as long there as one of all weights, one of biases alone a quarter less.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -119,11 +119,13 @@ PRESETS: dict[str, tuple[Location, ...]] = {
 class DiffFit(Adapter):
     """Biases, norms, labels and gammas, section 3 of the paper.
 
-    Train with about ten times the learning rate of full fine-tuning (1e-3, where 1e-4 looks as if
-    it didn't work) and without weight decay, which would pull gammas to zero instead of one.
+    Train with about ten times the learning rate of full fine-tuning (1e-3, healing's default here,
+    where 1e-4 looks as if it didn't work) and without weight decay, which would pull gammas to zero
+    instead of one.
     """
 
     info = INFO
+    learning_rate: ClassVar[float] = 1e-3
 
     locations: Literal["blocks", "blocks+qkv", "full"] | tuple[Location, ...] = Field(
         default="full",

@@ -8,8 +8,9 @@ the layers they cost nothing.
 
 Implemented through the package peft (pip install 'pared[adapters]'), whose layers are put in at the
 sites that pared's anatomy names. The default is the paper's: keys, values and feed-forwards
-(`places=["fc2"]` for feed-forwards alone). Both streams of a joint attention and cross-attentions
-count as attentions; FLUX's one-stream blocks have no feed-forward of their own to scale.
+(`places=["fc2"]` for feed-forwards alone), and so is healing's learning rate, 3e-3. Both streams of
+a joint attention and cross-attentions count as attentions; FLUX's one-stream blocks have no
+feed-forward of their own to scale.
 """
 
 from typing import Any, ClassVar, Literal
@@ -39,6 +40,7 @@ class IA3(PeftAdapter):
     """l_k K, l_v V and W_2 (l_ff gamma(W_1 x)), section 3.3 of the paper."""
 
     info = INFO
+    learning_rate: ClassVar[float] = 3e-3
     added: ClassVar[tuple[str, ...]] = ("ia3_l.",)
 
     places: tuple[Literal["k", "v", "fc2"], ...] = Field(

@@ -39,7 +39,10 @@ INFO = Info(
 
 
 class LoRA(PeftAdapter):
-    """y = W x + (alpha / r) B A x, equation 3 of the paper."""
+    """y = W x + (alpha / r) B A x, equation 3 of the paper.
+
+    Merge it before you load LoRAs of a style or the like: `LoRA().merge(pipeline)`.
+    """
 
     info = INFO
     added: ClassVar[tuple[str, ...]] = ("lora_A.", "lora_B.")

@@ -11,13 +11,20 @@ from torch import nn
 from pared import anatomy
 from pared.anatomy import Family
 from pared.anatomy.base import Role
+from pared.anatomy.intact import Intact
 from pared.errors import InputError
 from pared.method import Claim
 from pared.tuning.base import Adapter
 
+# By which name peft knows ours among several adapters of a layer.
+NAME = "default"
+
 
 class PeftAdapter(Adapter):
     """An adapter of peft's on linear layers of attentions and feed-forwards.
+
+    Merge it before you load others (`load_lora_weights`): peft then computes with these alone. A
+    call of the model is refused while it does.
 
     Subclasses have a field `places`: the roles of the layers that get one.
     """
@@ -60,12 +67,18 @@ class PeftAdapter(Adapter):
     def convert(self, model: nn.Module) -> None:
         from peft import inject_adapter_in_model
 
-        family = anatomy.of(model)
+        family, upstream = anatomy.of(model), cast(Any, model)
+        if others := list(getattr(model, "peft_config", {})):
+            raise InputError(
+                f"{self.info.slug} would switch off the adapter {others[0]!r} that the model "
+                "carries already; fuse it first (fuse_lora, then unload_lora)."
+            )
         for path in self.layers(family):
             self.plain(model, path)
-        inject_adapter_in_model(self.config(family), model)
+        inject_adapter_in_model(self.config(family), model, NAME)
         # The layers know all they need. Left there, it would be taken for that of a second adapter.
-        del cast(Any, model).peft_config
+        del upstream.peft_config
+        Active(self, self.layers(family)).watch(model)
         self.freeze_others(model)
 
     def trainable(self, family: Family) -> tuple[str, ...]:
@@ -74,13 +87,40 @@ class PeftAdapter(Adapter):
             f"{path}.{name}"
             for path in self.layers(family)
             for name, _ in family.model.get_submodule(path).named_parameters()
-            if name.startswith(self.added)
+            if name.startswith(self.added) and name.split(".")[1] == NAME
         )
 
     def folded(self, layer: nn.Module) -> nn.Linear:
         twin = cast(Any, copy.deepcopy(layer))
+        if others := sorted(set(getattr(twin, twin.adapter_layer_names[0])) - {NAME}):
+            raise InputError(
+                f"{self.spec()} can't be merged where another adapter is on the same layers; take "
+                f"it off first: model.delete_adapters({others[0]!r})."
+            )
         twin.merge()
         return twin.get_base_layer()
+
+
+class Active(Intact):
+    """Refuses calls of a model in which ours was taken off, or peft computes with others alone."""
+
+    def holds(self, module: Any) -> bool:
+        if not hasattr(module, "active_adapters"):
+            return False
+        return NAME in (module.merged_adapters if module.merged else module.active_adapters)
+
+    def fault(self, path: str, module: Any) -> str:
+        slug = self.method.info.slug
+        if not hasattr(module, "active_adapters"):
+            return (
+                f"{slug} was taken off {path} (unload_lora_weights takes all adapters, say); load "
+                "the model again, and merge it before you load others."
+            )
+        return (
+            f"{slug} does nothing in {path} any more, where the adapters {module.active_adapters} "
+            "were switched on instead; take them off again (delete_adapters), and merge it before "
+            "you load others."
+        )
 
 
 def exactly(paths: list[str]) -> str:

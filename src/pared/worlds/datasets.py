@@ -247,12 +247,15 @@ class LatentData:
 
 
 @torch.no_grad()
-def encode_latents(vae, images: Tensor) -> tuple[Tensor, Tensor]:
+def encode_latents(
+    vae, images: Tensor, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Posterior means and standard deviations of uint8 `images`, on the denoiser's scale.
 
     Args:
         vae: an `AutoencoderKL`.
         images: (count, 3, height, width).
+        device: that it runs on, where it is offloaded from it; by default the one that it is on.
 
     Returns:
         Two float32 tensors on the CPU, both (count, channels, latent height, latent width).
@@ -262,7 +265,7 @@ def encode_latents(vae, images: Tensor) -> tuple[Tensor, Tensor]:
     height, width = images.shape[-2:]
     with upcast(vae):
         for chunk in images.split(max(1, PIXELS_AT_ONCE // (height * width))):
-            pixels = (chunk.float() / 127.5 - 1).to(vae.device, vae.dtype)
+            pixels = (chunk.float() / 127.5 - 1).to(device or vae.device, vae.dtype)
             posterior = vae.encode(pixels).latent_dist
             means.append(((posterior.mean.float() - shift) * vae.config.scaling_factor).cpu())
             stds.append((posterior.std.float() * vae.config.scaling_factor).cpu())
