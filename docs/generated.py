@@ -19,7 +19,7 @@ import drawings
 from pared import anatomy, info, results
 from pared.anatomy import presets
 from pared.cli import main
-from pared.cli.methods import allowed, default
+from pared.cli.methods import allowed, default, settings_of
 from pared.info import Info
 from pared.results import Measured, Outcome
 
@@ -32,8 +32,6 @@ BROADEST = 12
 MOVED = 0.05
 # The house model of a family, for the commands of a method's page.
 HOUSE = {"pixart": "house:pixart", "sd3": "house:sd3", "unet": "house:unet"}
-# Rooms whose conversions are healed; those of others are trained by recipes.
-HEALED = ("attention", "tuning")
 DOCS = Path(__file__).parent
 
 
@@ -97,21 +95,12 @@ def index() -> str:
 def method(record: Info) -> str:
     """The page of one method."""
     does, own_way = _passport(record)
-    outputs = "outputs stay the same" if record.exact else "outputs change"
-    trains = "has to be trained (healed) after it" if record.training else "needs no training"
-    if record.kind == "runtime" and record.training:
-        trains = "stays as it is, and a small table may be learnt for it"
-    effect = f"{outputs}; the model {trains}"
-    if record.kind == "model":
-        effect = "a model of its own, to be trained"
-    elif record.kind == "objective":
-        effect = "a way of training; the model stays what it is made of"
     facts = [
         ("Paper", _paper(record)),
         ("Class", f"`pared.{record.cls}`"),
         ("Kind", f"{record.kind}, in `{record.folder}/`"),
         ("Serves the families", ", ".join(f"`{name}`" for name in record.families) or "none"),
-        ("Effect", effect),
+        ("Effect", record.effect),
         ("Maturity", record.maturity),
         ("Claims", results.summary(results.outcomes(record))),
     ]
@@ -152,8 +141,10 @@ def _passport(record: Info) -> tuple[list[str], list[str]]:
 
 def _settings(record: Info) -> Iterable[str]:
     cls: Any = record.load()
-    yield _safe(inspect.getdoc(cls) or "")
-    fields = cls.model_json_schema()["properties"] if hasattr(cls, "model_json_schema") else {}
+    yield _safe((inspect.getdoc(cls) or "").partition("\n\nArgs:\n")[0])
+    fields = settings_of(cls)
+    if record.kind == "objective" and fields:
+        yield "Recipes give them in their table `[objective]`, under `settings`."
     if not fields:
         yield "It has no settings."
         return
@@ -240,8 +231,8 @@ def _commands(record: Info) -> list[str]:
     if record.kind == "conversion":
         lines += [f"pared bill {preset} --with {slug}"] if preset else []
         lines += [f"pared convert {model} --with {slug} -o student"]
-        # Healing needs a pipeline, whose encoders make the data; other rooms train by recipes.
-        if record.training and record.folder in HEALED and model in HOUSE.values():
+        # Healing needs a pipeline, whose encoders make the data.
+        if record.training and record.trained_by == "heal" and model in HOUSE.values():
             data = " --data photos/" * (record.folder == "tuning")
             lines += [f"pared heal student --teacher {model}{data} -o healed"]
             lines += [f"pared bench {model} --against healed"]
@@ -427,8 +418,9 @@ MEASURED = {
         "Recognisers compared",
         "One Conformer by one recipe with three attentions: relative positions as in "
         "Transformer-XL, [rotary positions](methods/rope-asr.md), and [SummaryMixing]"
-        "(methods/summarymixing-asr.md) in the place of attention. From the same seeds, on the "
-        "same utterances in the same order, for as many steps, with the same dropout. *WER* counts "
+        "(methods/summarymixing-asr.md) in the place of attention, without any positions and once "
+        "more with sinusoids added in front of the blocks, as in its paper. From the same seeds, "
+        "on the same utterances in the same order, for as many steps, with the same dropout. *WER* counts "
         "wrong words of voices and sentences of the [speech world](worlds.md#the-speech-world) "
         "that training never met, in noise as in training and without. Its interval comes from "
         "drawing the voices anew, each with all that it says; for so few voices it is a fifth too "

@@ -4,11 +4,15 @@ import json
 
 import pytest
 import torch
+import transformers
 
 import pared
 from pared.anatomy import presets
 from pared.cli.convert import _in_short
 from pared.method import stack_of
+from pared.speech.recognition import load
+from pared.worlds.speech import audio
+from tests.speech import recognisers
 
 
 def test_a_preset(run, tmp_path):
@@ -41,6 +45,29 @@ def test_a_pipeline_stays_a_pipeline(run, tmp_path, pipeline):
     assert (tmp_path / "student" / "model_index.json").exists()
     steps = json.loads((tmp_path / "student" / "pared.json").read_text())["stack"]
     assert [(step["method"], step["target"]) for step in steps] == [("edit", "transformer")]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_recogniser_keeps_its_ears_and_letters(run, tmp_path, together):
+    """In the place of the model that it came from, too; extractors may be a processor's part."""
+    pytest.importorskip("soundfile")
+    recogniser = recognisers.conformer()
+    recogniser.save(tmp_path / "model")
+    if together:
+        (tmp_path / "model" / "preprocessor_config.json").unlink()
+        transformers.Wav2Vec2Processor(recogniser.extractor, recogniser.tokenizer).save_pretrained(
+            tmp_path / "model"
+        )
+    (tmp_path / "model" / "notes.txt").write_text("")
+    known = {path.name for path in (tmp_path / "model").iterdir()} - {"notes.txt"}
+    audio.write(tmp_path / "x.wav", recognisers.noise(16000))
+    for output in ("student", "model"):
+        result = run("convert", "model", "--with", "rope-asr", "-o", output)
+        assert result.exit_code == 0, result.output
+        assert {path.name for path in (tmp_path / output).iterdir()} == known | {"pared.json"}
+        assert stack_of(load(tmp_path / output).model) == [pared.parse("rope-asr")]
+        result = run("transcribe", "x.wav", "--model", output)
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
@@ -79,10 +106,10 @@ def test_refusals(refused, tmp_path, words, part):
 
 
 def test_nothing_is_loaded_before_all_is_checked(refused, monkeypatch):
-    def load(*_):
+    def loaded(*_):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("pared.cli.models.Source.load", load)
+    monkeypatch.setattr("pared.cli.models.Source.load", loaded)
     refused("convert", "toy:dit", "--with", "edit:r=5", "-o", "x")
     refused("convert", "toy:flux", "--with", "edit", "-o", "x")
 

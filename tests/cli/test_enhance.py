@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from pared.cli import main, sound
@@ -47,6 +48,20 @@ def test_the_report_as_json(enhance, kept):
     assert report["hops"] == 189 and report["latency"] == 0.032 and report["threads"] == 1
     assert 0 < report["median"] <= report["p99"] <= report["worst"]
     assert (report["device_latency"], report["lost"]) == ({}, 0)
+
+
+@pytest.mark.parametrize("words, count", [([], 1), (["--threads", 2], 2)])
+def test_it_computes_with_as_many_threads_as_asked_for(enhance, monkeypatch, words, count):
+    real, seen = sound.enhance, []
+
+    def spy(*arguments):
+        seen.append(torch.get_num_threads())
+        return real(*arguments)
+
+    monkeypatch.setattr(sound, "enhance", spy)
+    torch.set_num_threads(3)
+    result = enhance("-", "-o", "clean.wav", "--json", *words, given=pcm(WHOLE[:4000]))
+    assert seen == [count] and json.loads(result.stdout)["threads"] == count
 
 
 @pytest.mark.parametrize("form", sounds.FORMS, ids=lambda form: form["format"] + form["subtype"])

@@ -56,6 +56,18 @@ def test_the_file_enhances_as_its_help_says(run, enhancer, tmp_path):
     torch.testing.assert_close(torch.cat(got[1:], dim=1), wanted[:, :-32], rtol=0, atol=1e-4)
 
 
+def test_an_enhancer_of_the_hub_is_exported(run, refused, enhancer, pipeline, monkeypatch):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    there = {"a-lab/an-enhancer": enhancer, "a-lab/a-pipeline": pipeline}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(there[name]))
+    told = refused("export", "a-lab/a-pipeline", "-o", "x.onnx")
+    assert told.startswith("a-lab/a-pipeline (PixArtSigmaPipeline) can't be exported; only the")
+    result = run("export", "a-lab/an-enhancer", "-o", "step.onnx")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("step.onnx: 0.")
+
+
 @pytest.mark.parametrize(
     "words, sentence",
     [
@@ -66,14 +78,19 @@ def test_the_file_enhances_as_its_help_says(run, enhancer, tmp_path):
         (["house:vae", "-o", "x.onnx"], "house:vae (AutoencoderKL) can't be exported; only"),
         (["house:clip", "-o", "x.onnx"], "house:clip (clip) can't be exported; only the streaming"),
         (["toy:dit", "-o", "x.onnx"], "toy:dit (random weights) can't be exported; only the"),
-        (["a-lab/a-model", "-o", "x.onnx"], "a-lab/a-model (a pipeline of the hub) can't be exp"),
+        (["a-lab/a-model", "-o", "x.onnx"], "a-lab/a-model can't be had: it isn't in this mach"),
         (["house:nobody", "-o", "x.onnx"], "there is no house model 'house:nobody'"),
         (["nowhere", "-o", "x.onnx"], "there is no model 'nowhere'"),
         (["toy:dit", "-o", "x.pt"], "x.pt isn't named .onnx; give the name of such a file."),
         (["toy:dit"], "missing option '-o' / '--output'"),
+        (
+            ["house:streaming-pse", "-o", "folder.onnx"],
+            "folder.onnx is a folder; give the name of a file, e.g. enhancer.onnx.",
+        ),
     ],
 )
-def test_refusals(refused, words, sentence):
+def test_refusals(refused, tmp_path, words, sentence):
+    (tmp_path / "folder.onnx").mkdir()
     assert refused("export", *words).startswith(sentence)
 
 

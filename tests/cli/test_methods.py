@@ -55,6 +55,31 @@ def test_settings_with_ranges_and_defaults(run):
     assert "one call of PixArt-Sigma at 1024x1024" in result.stdout
 
 
+def test_settings_of_an_objective_are_its_arguments(run):
+    settings = json.loads(run("methods", "summarymixing-ssl", "--json").stdout)["settings"]
+    assert list(settings) == ["probability", "span", "hottest", "coolest", "cooling"]
+    assert (settings["probability"]["default"], settings["span"]["default"]) == (0.65, 10)
+    assert (
+        settings["span"] | {"type": "integer", "description": "frames of a masked span."}
+        == (settings["span"])
+    )
+    assert settings["probability"]["description"].endswith("cover if they didn't overlap.")
+
+
+@pytest.mark.parametrize(
+    "slug, by",
+    [
+        ("edit", "the model has to be trained after it (pared heal)"),
+        ("rope-asr", "the model has to be trained after it (by a recipe, pared train)"),
+        ("multi-task-upcycling", "the model has to be trained after it (by a recipe, pared train)"),
+        ("harmonica", "the model stays as it is, and a small table is learnt (pared route)"),
+        ("deepcache", "the model needs no training"),
+    ],
+)
+def test_what_trains_it(run, slug, by):
+    assert f"effect    outputs change; {by}\n" in run("methods", slug).stdout
+
+
 def test_details_as_json(run):
     method = json.loads(run("methods", "edit", "--json").stdout)
     assert method["settings"]["r"]["default"] == 4

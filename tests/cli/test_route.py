@@ -50,7 +50,8 @@ def test_json(run, pipeline, tmp_path):
 
 
 def test_a_stopped_training_goes_on_to_the_same_router(run, pipeline, tmp_path, monkeypatch):
-    assert run("route", pipeline, *QUICK, "-o", "whole.safetensors").exit_code == 0
+    words = ["--dtype", "bfloat16", "-o", "whole.safetensors"]
+    assert run("route", pipeline, *QUICK, *words).exit_code == 0
     trajectory = Lesson.one_trajectory
 
     def interrupted(self, number):
@@ -59,7 +60,8 @@ def test_a_stopped_training_goes_on_to_the_same_router(run, pipeline, tmp_path, 
 
     with ctrl_c(), monkeypatch.context() as patch:
         patch.setattr(Lesson, "one_trajectory", interrupted)
-        result = run("route", pipeline, *QUICK, "-o", "my router.safetensors")
+        words = ["--dtype", "bfloat16", "--json", "-o", "my router.safetensors"]
+        result = run("route", pipeline, *QUICK, *words)
     assert result.exit_code == 130 and not (tmp_path / "my router.safetensors").exists()
     words = result.stderr.splitlines()[-1].partition("go on with: pared ")[2]
     assert run(*shlex.split(words)).exit_code == 0

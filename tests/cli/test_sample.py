@@ -1,6 +1,7 @@
 """`pared sample`: pictures, their names, and what it can't paint."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -67,6 +68,17 @@ def test_classes(run, tmp_path):
     names = ["01-207.png", "02-360.png", "sheet.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert pixels(tmp_path / "out" / names[0]) != pixels(tmp_path / "out" / names[1])
+
+
+def test_guidance_by_a_class_that_isnt_the_empty_one(run, tmp_path):
+    way = next(way for way in WAYS if way.family == "dit")
+    replace(way, config={"num_embeds_ada_norm": 10}).build().save_pretrained(tmp_path / "ten")
+    words = ["sample", "ten", 7, "--steps", 1, "-o", "x.png"]
+    result = run(*words)
+    assert result.exit_code == 2 and not (tmp_path / "x.png").exists()
+    assert "guides by class 1000, which of this model's 10 classes isn't" in result.stderr
+    result = run(*words, "--guidance", 1)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.fixture

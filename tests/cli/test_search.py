@@ -50,8 +50,8 @@ def test_a_stopped_search_goes_on(run, tmp_path, pipeline, monkeypatch):
     monkeypatch.setattr(Runs, "__call__", stopping)
     result = run("search", pipeline, *QUICK, "--out", "s.json")
     assert result.exit_code == 130
-    start = f"pared: stopped; go on with: pared search {pipeline} --latents --method attention-map"
-    assert start in result.stderr and "--steps 4 --count 2" in result.stderr
+    start = f"pared: stopped; go on with: pared search {pipeline} --steps 4 --count 2 --prompts 2"
+    assert f"{start} --latents --guidance 1.0 -o s.json\n" in result.stderr
     assert not ReuseSchedule.load(tmp_path / "s.json").complete
     words = result.stderr.partition("go on with: pared ")[2].split()
     assert run(*words).exit_code == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 from contextlib import contextmanager
 from dataclasses import replace
@@ -243,9 +244,13 @@ def weights_of(folder):
     return load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
 
 
-@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
-def test_pipelines_encode_on_the_accelerator(pipeline):
-    assert processes.to_accelerator(pared.load(pipeline)).device.type != "cpu"
+@pytest.mark.parametrize("here", [True, False])
+def test_training_runs_on_an_accelerator_where_there_is_one(monkeypatch, here):
+    asked = []
+    monkeypatch.setattr(processes, "PartialState", lambda cpu: asked.append(cpu))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: here)
+    processes.this_process()
+    assert asked == [not here]
 
 
 @pytest.mark.parametrize("words", [["heal", "student", "--teacher"], ["layers"]])
@@ -271,12 +276,28 @@ def test_an_interrupted_healing(run, tmp_path, pipeline, student, photos):
     assert result.exit_code == 130
     assert (
         f"pared: stopped; go on with: pared heal student --teacher {pipeline} --data photos "
-        "-o healed --batch-size 2 --steps 3\n"
+        "--steps 3 --batch-size 2 -o healed\n"
     ) in result.stderr
     assert not (tmp_path / "healed").exists()
     result = heal(run, pipeline, "--steps", 3)
     assert result.exit_code == 0, result.output
     assert "healed in 3 steps" in result.stdout
+
+
+def test_a_model_of_several_tasks_is_not_healed_by_captions(run, tmp_path, pipeline, photos):
+    run("convert", pipeline, "--with", "multi-task-upcycling", "-o", "student")
+    result = heal(run, pipeline)
+    assert result.exit_code == 2 and not (tmp_path / "healed.training").exists()
+    told = "student does text-to-image, edit, upscale, inpaint, of which captioned images teach one"
+    assert told in result.stderr
+
+
+@pytest.mark.parametrize("spec, rate", [("edit", 1e-4), ("difffit", 1e-3)])
+def test_a_method_heals_at_its_own_rate(run, tmp_path, pipeline, photos, spec, rate):
+    run("convert", pipeline, "--with", spec, "-o", "student")
+    assert heal(run, pipeline, "--steps", 1).exit_code == 0
+    (line,) = (tmp_path / "healed.training" / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["rate"] == rate
 
 
 @pytest.mark.parametrize(
@@ -309,6 +330,20 @@ def test_layers(run, tmp_path, pipeline, photos):
     chosen = min(curve["choices"], key=lambda choice: choice["cost"])
     stack = pared.method.stack_of(pared.load(tmp_path / "found" / "model").transformer)
     assert [m.spec() for m in stack] == [s for s in [chosen["spec"]] if s]
+
+
+def test_an_interrupted_search_of_layers_goes_on_with_all_that_was_given(
+    run, tmp_path, pipeline, photos
+):
+    words = ["--with", "edit", "--data", "photos", "--steps", 3, "--batch-size", 2, "--count", 1]
+    with interruption():
+        result = run("layers", pipeline, *words, "--error", 1e9, "--json", "-o", "found")
+    assert result.exit_code == 130
+    again = result.stderr.splitlines()[-1].partition("go on with: pared ")[2]
+    result = run(*shlex.split(again))
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)["choices"]) == 3
+    assert (tmp_path / "found" / "model").exists()
 
 
 @pytest.mark.parametrize(
@@ -353,7 +388,7 @@ def test_a_recipe_on_pictures_of_ones_own(run, tmp_path, pipeline, photos):
         result = run("train", "heal.toml", "-o", "out", *words)
     assert result.exit_code == 130
     again = " ".join(f"--set {change}" for change in changes)
-    assert f"go on with: pared train heal.toml {again} -o out\n" in result.stderr
+    assert f"go on with: pared train heal.toml -o out {again}\n" in result.stderr
     result = run("train", "heal.toml", "-o", "out", *words)
     assert result.exit_code == 0, result.output
     log = (tmp_path / "out" / "stage-1" / "log.jsonl").read_text().splitlines()

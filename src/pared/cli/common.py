@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from pared import info
@@ -198,10 +199,20 @@ def count(number: int) -> str:
     return str(number)
 
 
-def stopped(
-    ctx: click.Context, command: str, arguments: list[str], options: dict[str, Any]
-) -> NoReturn:
-    """End an interrupted training: say how to go on, exit code 130."""
-    words = [*arguments, *(str(word) for pair in options.items() for word in pair)]
-    click.echo(f"pared: stopped; go on with: pared {command} {shlex.join(words)}", err=True)
+def stopped(ctx: click.Context) -> NoReturn:
+    """End an interrupted run: say how to go on, with all that was given, exit code 130."""
+    words = [str(ctx.info_name)]
+    for each in ctx.command.params:
+        name = str(each.name)
+        if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        value = ctx.params[name]
+        if isinstance(each, click.Argument):
+            words.append(str(value))
+        elif cast(click.Option, each).is_flag:
+            words.append(each.opts[0])
+        else:
+            for one in value if each.multiple else [value]:
+                words += [each.opts[0], str(one)]
+    click.echo(f"pared: stopped; go on with: pared {shlex.join(words)}", err=True)
     ctx.exit(130)

@@ -8,10 +8,28 @@ from typing import TYPE_CHECKING
 import click
 
 from pared.cli import common
-from pared.cli.models import ModelName, locate
+from pared.cli.models import ModelName, Source, locate
 
 if TYPE_CHECKING:
     from torch import nn
+
+# What transformers calls the files of feature extractors, processors and tokenizers, without which
+# a recogniser neither hears nor writes.
+COMPANIONS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "normalizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 
 
 @click.command()
@@ -52,7 +70,7 @@ def command(model: str, specs: tuple[str, ...], output: Path, dtype: str | None)
     family = anatomy.of(denoising)
     claims = [(m.spec(), c.how, c.site) for m in methods for c in m.claims(family)]
     convert(target, *methods)
-    folder = checkpoint.save(target, output)
+    folder = checkpoint.save(target, output, files=_companions(source))
 
     click.echo(f"{model}: {type(denoising).__name__}, {common.count(before)} parameters")
     for spec, how in dict.fromkeys((spec, how) for spec, how, _ in claims):
@@ -60,6 +78,14 @@ def command(model: str, specs: tuple[str, ...], output: Path, dtype: str | None)
         click.echo(f"{spec} {how} {_in_short(sites)}")
     after = _parameters(denoising)
     click.echo(f"{folder}: {common.count(after)} parameters ({after / before - 1:+.1%})")
+
+
+def _companions(source: Source) -> list[Path]:
+    """Files of what goes with a single model; the parts of a pipeline are written with it."""
+    if source.kind == "preset" or source.is_pipeline:
+        return []
+    folder = source.folder()
+    return [path for name in COMPANIONS if (path := folder / name).is_file()]
 
 
 def _parameters(model: nn.Module) -> int:

@@ -27,7 +27,9 @@ from pared.cli import common
 @click.option(
     "--quick", is_flag=True, help="Leave out the timing of full-size blocks, the longest part."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all noise.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the healing."
+)
 def command(output: Path, heal_steps: int, quick: bool, seed: int) -> None:
     """See it all on the house models, offline.
 

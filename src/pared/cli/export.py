@@ -36,18 +36,12 @@ def command(model: str, output: Path) -> None:
     """
     if output.suffix != ".onnx":
         raise InputError(f"{output} isn't named .onnx; give the name of such a file.")
-    source = locate(model)
-    if (kind := _kind(source)) != EXPORTED:
-        raise InputError(
-            f"{model} ({kind}) can't be exported; only the streaming step of enhancers "
-            f"({EXPORTED}) can, such as house:{EXPORTED} or what `pared train` makes of "
-            f"recipes/{EXPORTED}."
-        )
-    common.check_writable(output)
+    common.check_file(output, "enhancer.onnx")
+    folder = _enhancer_in(locate(model))
     from pared.export.onnx import OnnxStep, export_step
     from pared.speech.streaming_pse.model import load
 
-    enhancer = load(source.place)
+    enhancer = load(folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     step = OnnxStep(export_step(enhancer, output))
     settings, size = enhancer.settings, output.stat().st_size / 2**20
@@ -59,11 +53,26 @@ def command(model: str, output: Path) -> None:
     )
 
 
-def _kind(source: Source) -> str:
+def _enhancer_in(source: Source) -> Path:
+    """The folder of an enhancer, downloaded where one of the hub isn't cached.
+
+    Raises:
+        InputError: it's something else, or the hub can't be reached or has no such model.
+    """
+    kind = "random weights"
+    if source.kind != "preset":
+        folder = source.model_folder()
+        if (kind := _kind(folder)) == EXPORTED:
+            return folder
+    raise InputError(
+        f"{source.name} ({kind}) can't be exported; only the streaming step of enhancers "
+        f"({EXPORTED}) can, such as house:{EXPORTED} or what `pared train` makes of "
+        f"recipes/{EXPORTED}."
+    )
+
+
+def _kind(folder: Path) -> str:
     """What a model is, by its own files."""
-    if source.kind != "folder":
-        return {"preset": "random weights", "hub": "a pipeline of the hub"}[source.kind]
-    folder = Path(source.place)
     for name, entry in (
         ("model_index.json", "_class_name"),
         ("config.json", "_class_name"),

@@ -31,7 +31,8 @@ def painting_options(command: Command) -> Command:
             click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
                          help="Of the noise."),
             click.option("--size", type=click.IntRange(8),
-                         help="Longer side of the result in pixels; by default that of the input."),
+                         help="Longer side of the result in pixels; by default that of the input, "
+                         "upscaled four times that."),
             click.option("-o", "--output", type=PICTURE, required=True, help=".png file to write."),
             common.device_option,
             common.dtype_option,

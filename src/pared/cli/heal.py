@@ -40,7 +40,7 @@ EMOJI = "emoji"
 @click.option(
     "--learning-rate",
     type=click.FloatRange(0, min_open=True),
-    help="Of AdamW; 1e-4 by default.",
+    help="Of AdamW; by default the method's, mostly 1e-4.",
 )
 @click.option("--seed", type=click.IntRange(0), help="Of order and noise; 0 by default.")
 @click.option(
@@ -72,19 +72,30 @@ def command(
 
     checkpoint.check_replaceable(output)
     items = items_of(source)
-    target, pipeline = student_source.load(), to_accelerator(teacher_source.load())
+    target = student_source.load()
+    _require_one_task(target, student)
+    pipeline = to_accelerator(teacher_source.load())
     changes = {name: value for name, value in changes.items() if value is not None}
     state = output.with_name(f"{output.name}.training")
     data = latents_for(pipeline, items)
     run = heal(target, pipeline, data, state, task=task_of(pipeline), **changes)
     if not run.finished:
-        options = {"--teacher": teacher, "--data": source, "-o": output} | {
-            f"--{name.replace('_', '-')}": value for name, value in changes.items()
-        }
-        common.stopped(ctx, "heal", [student], options)
+        common.stopped(ctx)
     saved_once(output, lambda place: checkpoint.save(target, place))
     click.echo(f"healed in {run.steps} steps: {output}")
     click.echo(f"log and last checkpoint: {state}")
+
+
+def _require_one_task(target: Any, name: str) -> None:
+    """Refuse a model of several tasks: captioned pictures would teach it one of them."""
+    from pared.method import denoiser, stack_of
+
+    for method in stack_of(denoiser(target)):
+        if len(tasks := getattr(method, "tasks", ())) > 1:
+            raise InputError(
+                f"{name} does {', '.join(tasks)}, of which captioned images teach one; train it by "
+                "a recipe with data of kind tasks, as in recipes/multi-task-upcycling/mini.toml."
+            )
 
 
 def _require_converted(source: Source) -> None:

@@ -92,8 +92,9 @@ def command(
     common.check_writable(output)
     from pared import checkpoint, layerwise
     from pared.bench.bill import bill
-    from pared.healing import in_float32, retype, task_of, types_of
+    from pared.healing import task_of
     from pared.method import denoiser, replace_denoiser
+    from pared.training.precision import in_float32, retype, types_of
     from pared.training.processes import to_accelerator
 
     (method,) = common.conversions_of([spec])
@@ -111,10 +112,7 @@ def command(
     with in_float32(teacher):
         healed = layerwise.heal_layers(teacher, method, data, output / "training", task, **training)
         if healed is None:
-            options = {"--with": spec, "--data": source, "-o": output} | {
-                f"--{name.replace('_', '-')}": value for name, value in training.items()
-            }
-            common.stopped(ctx, "layers", [model], options)
+            common.stopped(ctx)
 
         def multiply_adds(denoising: nn.Module) -> float:
             replace_denoiser(pipeline, denoising)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from typing import Any
 
 import click
@@ -13,6 +15,9 @@ from pared.errors import InputError
 from pared.info import Info
 
 KINDS = ("conversion", "runtime", "objective", "model")
+TYPES: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
+# One argument in a docstring, with the lines that its meaning goes on in.
+ARGUMENT = re.compile(r"^ {4}(\w+): (.*\n(?: {8}.*\n)*)", re.MULTILINE)
 
 
 @click.command()
@@ -92,34 +97,25 @@ def _summary(record: Info) -> dict[str, Any]:
 def _details(record: Info) -> dict[str, Any]:
     """What only the page of one method has. Imports its class."""
     cls = record.load()
-    schema = cls.model_json_schema() if hasattr(cls, "model_json_schema") else {}
     return {
         "title": record.title,
         "venue": record.venue,
         "training": record.training,
         "exact": record.exact,
-        "settings": schema.get("properties", {}),
+        "effect": record.effect,
+        "settings": settings_of(cls),
         "outcomes": [claim.to_dict() for claim in results.outcomes(record)],
     }
 
 
 def _explain(method: dict[str, Any]) -> None:
     source = f"arXiv {method['arxiv']}, {method['venue']}" if method["arxiv"] else method["venue"]
-    training = (
-        "has to be trained after it (pared heal)" if method["training"] else "needs no training"
-    )
-    outputs = "outputs stay the same" if method["exact"] else "outputs change"
-    effect = f"{outputs}; the model {training}"
-    if method["kind"] == "model":
-        effect = "a model of its own, to be trained"
-    elif method["kind"] == "objective":
-        effect = "a way of training; the model stays what it is made of"
     click.echo(f"{method['title']} ({source})")
     click.echo(f"{method['summary']}\n")
     for name, value in (
         ("class", f"pared.{method['class']} ({method['kind']}, in {method['folder']})"),
         ("serves", ", ".join(method["families"]) or "no other model"),
-        ("effect", effect),
+        ("effect", method["effect"]),
         ("maturity", method["maturity"]),
     ):
         click.echo(f"{name:<10}{value}")
@@ -144,6 +140,27 @@ def _ours(claim: dict[str, Any]) -> str:
         return ""
     spread = f" ± {claim['spread']:.2g}" if claim["spread"] is not None else ""
     return f"{claim['ours']:.3g}{spread}"
+
+
+def settings_of(cls: Any) -> dict[str, dict[str, Any]]:
+    """The settings of a method by name, as JSON schemas; those of an objective are its arguments.
+
+    Recipes give the latter in their table `[objective]`, under `settings`.
+    """
+    if hasattr(cls, "model_json_schema"):
+        return dict(cls.model_json_schema().get("properties", {}))
+    _, _, told = (inspect.getdoc(cls) or "").partition("\nArgs:\n")
+    meanings = {
+        name: " ".join(meaning.split()) for name, meaning in ARGUMENT.findall(told.rstrip() + "\n")
+    }
+    return {
+        name: {
+            "type": TYPES.get(type(each.default), "any"),
+            "default": each.default,
+            "description": meanings.get(name, ""),
+        }
+        for name, each in inspect.signature(cls).parameters.items()
+    }
 
 
 def allowed(field: dict[str, Any]) -> str:

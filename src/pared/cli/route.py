@@ -132,10 +132,7 @@ def command(
         **settings,
     )
     if not learned.run.finished:
-        given = {"guidance": guidance, "prompts": prompts, "size": size, **training}
-        options = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
-        options = {name: value for name, value in options.items() if value is not None}
-        common.stopped(ctx, "route", [model], options | {"-o": output})
+        common.stopped(ctx)
     learned.routing.save(output)
     if as_json:
         common.print_json(_facts(learned, output))

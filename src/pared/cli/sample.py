@@ -115,11 +115,13 @@ def command(
 
     import torch
 
+    from pared.bench.subjects import require_null_class
     from pared.cli import pictures
     from pared.guidance.guidance_distillation import one_pass
     from pared.method import apply
     from pared.upscaling import coarse_to_fine
 
+    require_null_class(pipeline, arguments)
     arguments = one_pass(pipeline, **arguments)
     images = []
     # Without methods any pipeline will do, also one that pared can't read.

@@ -165,7 +165,7 @@ def command(
         use = ["pared", "sample", model, "PROMPT", "--steps", str(steps), "--with", best.spec()]
         _show(found, runs, steps, shlex.join(use))
     if not found.complete:
-        _stopped(ctx, model)
+        common.stopped(ctx)
 
 
 def _draw(curve: Path, title: str, runs: Runs, log: Log, nudged: Runs | None) -> None:
@@ -173,19 +173,6 @@ def _draw(curve: Path, title: str, runs: Runs, log: Log, nudged: Runs | None) ->
     from pared.bench import single_steps
 
     single_steps.write(curve, title, Remembered(runs, log), runs.steps, nudged)
-
-
-def _stopped(ctx: click.Context, model: str) -> None:
-    """Say how to go on, with all that was given."""
-    words, given = [model], {}
-    for option in (each for each in ctx.command.params if isinstance(each, click.Option)):
-        name = next(each for each in option.opts if each.startswith("--"))
-        value = ctx.params[str(option.name)]
-        if option.is_flag:
-            words += [name] * bool(value)
-        elif value is not None:
-            given[name] = value
-    common.stopped(ctx, "search", words, given)
 
 
 class Remembered:

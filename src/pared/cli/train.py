@@ -50,8 +50,7 @@ def command(
     size = f"{_number(recipes.steps_of(plan), 'step')} in {_number(len(plan.stages), 'stage')}"
     click.echo(f"{plan.name}: {what}, {size}, to {folder}")
     if recipes.run(plan, folder) is None:
-        words = [word for change in changes for word in ("--set", change)]
-        common.stopped(ctx, "train", [str(recipe), *words], {"-o": folder})
+        common.stopped(ctx)
     click.echo(f"trained: {folder / 'model'}")
 
 
