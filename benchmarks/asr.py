@@ -5,13 +5,15 @@
     python benchmarks/asr.py --parts lengths
 
 Relative positions as in Transformer-XL are the base; rotary positions and SummaryMixing are the
-other arms. All are trained by one recipe, from the same seeds, on the same utterances in the same
-order, with the same dropout, their convolutions kept from hearing padding; then they write down
-what voices say that none has met, in noise and without. A run that was stopped goes on where it
-was. Writes results/asr.json, and the claims of both methods into their own files.
+other arms, the latter without positions and once more with sinusoids added in front of the blocks,
+as its paper has it. All are trained by one recipe, from the same seeds, on the same utterances in
+the same order, with the same dropout, their convolutions kept from hearing padding; then they write
+down what voices say that none has met, in noise and without. A run that was stopped goes on where
+it was. Writes results/asr.json, and the claims of both methods into their own files.
 """
 
 import argparse
+import datetime
 import os
 import statistics
 from collections.abc import Sequence
@@ -33,7 +35,6 @@ from pared.objectives.ctc import CTC
 from pared.speech.encoders import extractor_of
 from pared.speech.hearing import leave_out_padding
 from pared.speech.recognition import Recogniser, training
-from pared.training.loop import freeze_all_but
 from pared.worlds.readers.speech import Corpus
 from pared.worlds.speech import Speech
 from pared.worlds.speech.audio import RATE
@@ -42,7 +43,10 @@ from pared.worlds.speech.data import TranscriptData
 from pared.worlds.speech.sources import kinds_of, utterances
 
 BASE, ROPE, MEAN = "relative", "rope-asr", "summarymixing-asr"
-ARMS = (BASE, ROPE, MEAN)
+PLACED = f"{MEAN}+sinusoids"
+ARMS = (BASE, ROPE, MEAN, PLACED)
+# Sinusoids cost nothing to speak of.
+TIMED = (BASE, ROPE, MEAN)
 # What each method claims of its errors.
 ERRORS = {ROPE: "errors-over-relative", MEAN: "errors-over-attention"}
 RECIPE = record.ROOT / "recipes" / "recognition" / "sentences.toml"
@@ -52,8 +56,14 @@ def planned(options: argparse.Namespace, arm: str, seed: int) -> recipe.Recipe:
     """The recipe of one arm and seed; the mixer drops what the recipe lets attentions drop."""
     plan = recipe.read(options.recipe, options.set)
     dropout = plan.model.config.get("attention_dropout", 0.1)
-    methods = {BASE: (), ROPE: (ROPE,), MEAN: (f"{MEAN}:dropout={dropout}",)}[arm]
-    return seeded.planned(plan, seed, methods=methods)
+    mixer = f"{MEAN}:dropout={dropout}"
+    methods = {
+        BASE: (),
+        ROPE: (ROPE,),
+        MEAN: (f"{mixer},positions=none",),
+        PLACED: (mixer,),
+    }
+    return seeded.planned(plan, seed, methods=methods[arm])
 
 
 def built(table: recipe.ModelTable) -> Any:
@@ -150,7 +160,7 @@ def write_errors(
                 row[name] = f"{between.low:+.4f} to {between.high:+.4f}"
         row["parameters"] = sum(p.numel() for p in fresh(options, arm).model.parameters())
         rows.append(row)
-    record.write("asr", (), {"word errors": rows, "conditions": conditions(options)})
+    record.write("asr", (), {"word errors": rows} | conditions(options, "word errors"))
     source = planned(options, BASE, 0).data.source
     told = f"On {source} in noise, by unknown voices, from scratch."
     for arm, key in ERRORS.items():
@@ -174,32 +184,21 @@ class Size(NamedTuple):
         return f"{self.batch} x {self.seconds:g} s"
 
 
-class Step:
-    """A whole step of training on random sound: forward, backward, AdamW."""
-
-    def __init__(self, options: argparse.Namespace, arm: str, size: Size) -> None:
-        torch.manual_seed(0)
-        self.recogniser = fresh(options, arm)
-        self.model = self.recogniser.model.train()
-        freeze_all_but(self.model, planned(options, arm, 0).stages[0].training.trainable)
-        self.optimizer = torch.optim.AdamW(self.model.parameters())
-        samples = round(size.seconds * self.recogniser.rate)
-        sounds = [0.1 * torch.randn(samples) for _ in range(size.batch)]
-        labels = torch.randint(1, 20, (size.batch, round(8 * size.seconds)))
-        lengths = torch.full((size.batch,), labels.shape[1])
-        self.batch = self.recogniser.inputs(sounds)
-        self.batch |= {"labels": labels, "label_lengths": lengths}
-
-    def __call__(self) -> None:
-        loss = CTC()(self.model, self.batch, torch.Generator())["ctc"]
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+def step_of(options: argparse.Namespace, arm: str, size: Size) -> speech_costs.Step:
+    """A step of training on random sound."""
+    torch.manual_seed(0)
+    recogniser = fresh(options, arm)
+    samples = round(size.seconds * recogniser.rate)
+    batch = recogniser.inputs([0.1 * torch.randn(samples) for _ in range(size.batch)])
+    labels = torch.randint(1, 20, (size.batch, round(8 * size.seconds)))
+    batch |= {"labels": labels, "label_lengths": torch.full((size.batch,), labels.shape[1])}
+    settings = planned(options, arm, 0).stages[0].training
+    return speech_costs.Step(recogniser.model, CTC(), batch, settings)
 
 
 def step_memory(options: argparse.Namespace, arm: str, size: Size) -> int:
     """Bytes of one step at its peak."""
-    return peak_memory(Step(options, arm, size))
+    return peak_memory(step_of(options, arm, size))
 
 
 def usual(options: argparse.Namespace) -> tuple[Size, int]:
@@ -213,10 +212,8 @@ def usual(options: argparse.Namespace) -> tuple[Size, int]:
 
 
 def timed(options: argparse.Namespace, size: Size) -> Timings:
-    timings = interleave({arm: Step(options, arm, size) for arm in ARMS}, options.rounds, 2, BASE)
-    for note in timings.verdict.notes:
-        print(note)
-    return timings
+    calls = {arm: step_of(options, arm, size) for arm in TIMED}
+    return interleave(calls, options.rounds, 2, BASE)
 
 
 def steps(options: argparse.Namespace) -> None:
@@ -228,14 +225,13 @@ def steps(options: argparse.Namespace) -> None:
         row |= {"utterances": str(size), "steps of an epoch": epoch}
         row["s per epoch"] = float(f"{epoch * timing.median:.3g}")
     size_long = Size(options.batch, options.seconds)
-    memory = {arm: speech_costs.alone(step_memory, options, arm, size_long) for arm in ARMS}
+    memory = {arm: speech_costs.alone(step_memory, options, arm, size_long) for arm in TIMED}
     timings = timed(options, size_long)
     tables = {
         "a training step as in the recipe": short,
         f"a training step on {size_long}": speech_costs.rows_of(timings, memory),
-        "conditions": conditions(options),
     }
-    record.write("asr", (), tables)
+    record.write("asr", (), tables | conditions(options, "training steps"))
     told = " ".join([f"A step on {size_long}.", *timings.verdict.notes])
     figures = {
         (ROPE, "training-time"): (timings[ROPE].ratio, told),
@@ -271,8 +267,8 @@ def heard_at(options: argparse.Namespace, arm: str, seconds: float) -> speech_co
 
 def lengths(options: argparse.Namespace) -> None:
     """Time and memory against the length of an utterance, each in a process of its own."""
-    tables, figures = speech_costs.by_length(heard_at, options, ARMS, "an utterance", "its length")
-    record.write("asr", (), tables | {"conditions": conditions(options)}, figures)
+    tables, figures = speech_costs.by_length(heard_at, options, TIMED, "an utterance", "its length")
+    record.write("asr", (), tables | conditions(options, "lengths"), figures)
 
 
 # All --------------------------------------------------------------------------------------------
@@ -282,17 +278,26 @@ SAME = (
     "seeds, utterances and their order, optimiser and steps, dropout of attention maps or of what "
     "is merged, convolutions that leave padding out"
 )
+POSITIONS = "relative; rotary; none; sinusoids added once"
 
 
-def conditions(options: argparse.Namespace) -> list[dict[str, str]]:
-    return [
-        {"what": "recipe", "value": os.path.relpath(options.recipe, record.ROOT)},
-        {"what": "the same in all arms", "value": SAME},
-        {"what": "positions", "value": "relative; rotary; sinusoids added once"},
-        {"what": "memory that an utterance may take", "value": f"{options.gigabytes} GiB"},
-        {"what": "machine", "value": record.describe_machine()},
-        {"what": "commit", "value": record.commit()},
-    ]
+def conditions(options: argparse.Namespace, what: str) -> dict[str, list[dict[str, str]]]:
+    """A table of how one part was measured; parts may be measured apart."""
+    precision = planned(options, BASE, 0).stages[0].training.precision
+    told = {
+        "word errors": {"the same in all arms": SAME, "positions": POSITIONS},
+        "training steps": {"precision": {"no": "float32"}.get(precision, precision)},
+        "lengths": {"memory that an utterance may take": f"{options.gigabytes} GiB"},
+    }[what]
+    told = {
+        "command": record.command(),
+        "recipe": os.path.relpath(options.recipe, record.ROOT),
+        **told,
+        "machine": record.describe_machine(),
+        "commit": record.commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+    return {f"conditions of {what}": [{"what": k, "value": v} for k, v in told.items()]}
 
 
 PARTS = {"errors": errors, "steps": steps, "lengths": lengths}

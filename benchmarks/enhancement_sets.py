@@ -1,8 +1,8 @@
 """What enhancers are judged on: voices and words that none has learnt from, mixed from fixed seeds.
 
-*Clips* are mixtures as the training has them: several talkers or none, noise, rooms, now and then
-without the target. *Pairs* are two talkers equally loud and nothing else, of whom either can be
-enrolled, and of whom the first says one whole sentence.
+*Clips* are mixtures as the training has them: one other talker, noise, now and then a room, now and
+then the target alone, now and then all but the target. *Pairs* are two talkers equally loud and
+nothing else, of whom either can be enrolled, and of whom the first says one whole sentence.
 """
 
 from dataclasses import replace

@@ -16,9 +16,12 @@ from typing import Any
 
 import psutil
 import record
+import torch
+from torch import nn
 
 from pared.bench import host, scaling
 from pared.bench.timing import BUSY_LIMIT, DRIFT_LIMIT, Timings, peak_memory
+from pared.training.loop import freeze_all_but
 
 # A length in seconds, what a call takes: "seconds" and "MiB"; and "cores" that others kept busy.
 Point = dict[str, float]
@@ -34,6 +37,36 @@ def add_options(parser: argparse.ArgumentParser, lengths: Sequence[float], floor
     parser.add_argument("--gigabytes", type=int, default=half, help="that a length may take")
 
 
+class Step:
+    """A step of training as a recipe makes it, on one batch: forward, backward, clipping, AdamW.
+
+    Args:
+        model: is trained.
+        objective: of it.
+        batch: on the CPU.
+        settings: of the recipe, for what trains, precision and clipping; in float16, which the CPU
+            has no use for, it is in float32.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: nn.Module, batch: dict[str, Any], settings: Any
+    ) -> None:
+        self.model, self.objective, self.batch = model.train(), objective, batch
+        self.settings = settings
+        freeze_all_but(model, settings.trainable)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained)
+
+    def __call__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            sum(self.objective(self.model, self.batch, generator).values()).backward()
+        if self.settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.trained, self.settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
 def rows_of(timings: Timings, memory: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
     """A row for each arm, the first of which is the base; `memory` in bytes."""
     rows: list[dict[str, Any]] = [
@@ -42,6 +75,7 @@ def rows_of(timings: Timings, memory: Mapping[str, int] | None = None) -> list[d
             "s per step": float(f"{timing.median:.3g}"),
             "base / this, s": round(timing.ratio, 3),
             "10 to 90 %": f"{timing.ratio_low:.3f} to {timing.ratio_high:.3f}",
+            "note": "; ".join(timings.verdict.notes) or "none",
         }
         for arm, timing in timings.items()
     ]

@@ -14,34 +14,25 @@ from pared.speech.encoders import extractor_of, inputs_of
 from pared.speech.pretraining import started
 
 
-class Step:
-    """A whole step of pre-training on random sound: forward, backward, AdamW."""
-
-    def __init__(self, options: argparse.Namespace, arm: str, seconds: float, batch: int) -> None:
-        torch.manual_seed(0)
-        self.model = fresh(options, arm).train()
-        self.objective = Wav2Vec2Pretraining()
-        self.optimizer = torch.optim.AdamW(self.model.parameters())
-        extractor = extractor_of(planned(options, arm, 0).data.extractor)
-        sounds = [0.1 * torch.randn(round(seconds * 16_000)) for _ in range(batch)]
-        self.batch = inputs_of(extractor, sounds, "input_values")
-
-    def __call__(self) -> None:
-        terms = self.objective(self.model, self.batch, torch.Generator().manual_seed(0))
-        sum(terms.values()).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+def step_of(options: argparse.Namespace, arm: str, seconds: float, batch: int) -> speech_costs.Step:
+    """A step of pre-training on random sound."""
+    torch.manual_seed(0)
+    model, plan = fresh(options, arm), planned(options, arm, 0)
+    sounds = [0.1 * torch.randn(round(seconds * 16_000)) for _ in range(batch)]
+    inputs = inputs_of(extractor_of(plan.data.extractor), sounds, "input_values")
+    objective = Wav2Vec2Pretraining(**plan.objective.settings)
+    return speech_costs.Step(model, objective, inputs, plan.stages[0].training)
 
 
 def step_memory(options: argparse.Namespace, arm: str) -> int:
     """Bytes of one step at its peak."""
-    return peak_memory(Step(options, arm, options.seconds, options.sounds))
+    return peak_memory(step_of(options, arm, options.seconds, options.sounds))
 
 
 def steps(options: argparse.Namespace) -> None:
     """Time steps of all arms in turn, and measure the memory of each alone."""
     memory = {arm: speech_costs.alone(step_memory, options, arm) for arm in ARMS}
-    calls = {arm: Step(options, arm, options.seconds, options.sounds) for arm in ARMS}
+    calls = {arm: step_of(options, arm, options.seconds, options.sounds) for arm in ARMS}
     timings = interleave(calls, options.rounds, 2, BASE)
     rows = speech_costs.rows_of(timings, memory)
     size = f"{options.sounds} x {options.seconds:g} s"
@@ -70,8 +61,8 @@ def paper_parameters() -> int:
 
 def stepped_at(options: argparse.Namespace, arm: str, seconds: float) -> speech_costs.Point | None:
     """What a step on one utterance takes."""
-    Step(options, arm, 1.0, 1)()  # libraries prepare themselves at first use
-    return speech_costs.point_of(Step(options, arm, seconds, 1), seconds)
+    step_of(options, arm, 1.0, 1)()  # libraries prepare themselves at first use
+    return speech_costs.point_of(step_of(options, arm, seconds, 1), seconds)
 
 
 def lengths(options: argparse.Namespace) -> None:

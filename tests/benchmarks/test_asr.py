@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+from fnmatch import fnmatch
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,9 @@ from pared import anatomy, results
 from pared.bench.words import word_errors
 from pared.errors import InputError
 from pared.speech.hearing import FrameConvolution
+from pared.speech.summary_mixing import Sinusoids
 from tests.docs.markdown import ROOT
+from tests.worlds.tones import Tones
 
 pytest.importorskip("soundfile")
 pytest.importorskip("jiwer")
@@ -55,8 +58,9 @@ def test_it_runs_through_and_trains_nothing_again(bench, tmp_path, forbid_traini
         next(table for name, table in found.tables.items() if name.startswith(start))
         for start in starts
     )
-    for table in (rows, short, long, seconds, mib):
-        assert [row["attention"] for row in table] == arms
+    assert [row["attention"] for row in rows] == arms
+    for table in (short, long, seconds, mib):
+        assert [row["attention"] for row in table] == list(bench.module.TIMED)
     assert rows[0]["parameters"] > rows[1]["parameters"] > 0
     assert "95 % of the seed 0, 4 voices resampled, noisy" in rows[0]
     # Three steps of four tones are an epoch of the twelve.
@@ -76,6 +80,47 @@ def test_it_runs_through_and_trains_nothing_again(bench, tmp_path, forbid_traini
         "errors-over-relative", "training-time", "parameters",
         "errors-over-attention", "training-time", "training-memory",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_timed_step_is_one_of_the_recipe(bench, monkeypatch, precision):
+    asr, toy, seen = bench.module, bench.toy, []
+    toy.set += [f"stages.0.training.{x}" for x in (f"precision={precision}", "clip=1e-12")]
+    own = asr.CTC.forward
+
+    def forward(self, *given):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return own(self, *given)
+
+    monkeypatch.setattr(asr.CTC, "forward", forward)
+    step = asr.step_of(toy, asr.ROPE, asr.Size(2, 0.5))
+    norms = []
+    monkeypatch.setattr(
+        step.optimizer,
+        "step",
+        lambda: norms.extend(p.grad.norm() for p in step.trained if p.grad is not None),
+    )
+    step()
+    assert seen == [precision == "bf16"]
+    assert 0 < torch.stack(norms).norm() < 1.01e-12
+    trainable = asr.planned(toy, asr.ROPE, 0).stages[0].training.trainable
+    names = [name for name, p in step.model.named_parameters() if p.requires_grad]
+    assert names and all(any(fnmatch(n, pattern) for pattern in trainable) for n in names)
+
+
+def test_parts_that_were_measured_apart_say_each_how(bench, monkeypatch):
+    record = importlib.import_module("record")
+    monkeypatch.setattr(record, "commit", lambda: "first")
+    bench("--parts", "errors")
+    monkeypatch.setattr(record, "commit", lambda: "second")
+    tables = bench("--parts", "steps").tables
+    told = {
+        what: {row["what"]: row["value"] for row in tables[f"conditions of {what}"]}
+        for what in ("word errors", "training steps")
+    }
+    assert [each["commit"] for each in told.values()] == ["first", "second"]
+    assert told["training steps"]["precision"] == "bf16"
+    assert told["word errors"]["command"].endswith("--parts errors")
 
 
 def test_intervals_are_of_all_seeds_and_resample_voices(bench, tmp_path):
@@ -100,6 +145,81 @@ def test_intervals_are_of_all_seeds_and_resample_voices(bench, tmp_path):
     assert against not in base
     # The seeds' differences go both ways, and their mean is none.
     assert rope[against] == "+0.0000 to +0.0000" and mean[against] == "+0.1250 to +0.1250"
+
+
+def test_claims_are_ratios_of_errors_in_noise_paired_by_seed(bench, tmp_path):
+    asr, toy = bench.module, bench.toy
+    toy.seeds, toy.gigabytes = [3, 5], 1
+    said = ["one two three four", "five six seven eight"]
+
+    def missed(*counts):
+        return [word_errors(said, [said[0], " ".join(said[1].split()[n:])]) for n in counts]
+
+    def runs(noisy, clean):
+        both = zip(missed(*noisy), missed(*clean), strict=True)
+        return [{"noisy": one, "clean": other} for one, other in both]
+
+    found = {
+        asr.BASE: runs((4, 2), (1, 1)),
+        asr.ROPE: runs((2, 2), (3, 3)),
+        asr.MEAN: runs((3, 3), (1, 1)),
+    }
+    asr.write_errors(found, ["a", "b"], toy)
+    claims = [results.read(arm, tmp_path / "results").claims for arm in (asr.ROPE, asr.MEAN)]
+    (rope,), (mean,) = claims
+    assert (rope.key, rope.ours, rope.holds) == ("errors-over-relative", 0.75, True)
+    assert (mean.key, mean.ours, mean.holds) == ("errors-over-attention", 1.125, False)
+    assert rope.spread == pytest.approx(0.5**1.5, abs=1e-4)
+    assert rope.seeds == mean.seeds == (3, 5)
+
+
+def test_what_is_judged_is_held_out_in_noise_and_without(bench, tmp_path, monkeypatch):
+    asr, toy = bench.module, bench.toy
+    toy.seeds, toy.only, toy.utterances, toy.folder = [0], None, None, tmp_path
+    longer = [len(Tones(seconds=0.9).waveform(n)) for n in range(12)]
+    said = asr.heldout(toy)
+    assert said.lengths == longer
+    written = []
+    monkeypatch.setattr(asr.training, "run", lambda *_: "trained")
+    monkeypatch.setattr(
+        asr, "errors_of", lambda _, texts, heard: SimpleNamespace(rate=0, texts=texts, heard=heard)
+    )
+    monkeypatch.setattr(asr, "write_errors", lambda *given: written.append(given))
+    asr.errors(toy)
+    ((found, voices, _),) = written
+    assert list(found) == list(asr.ARMS) and voices == said.speakers
+    snr = asr.planned(toy, asr.BASE, 0).data.snr
+    assert snr is not None
+    for (run,) in found.values():
+        for what, noise in (("noisy", snr), ("clean", None)):
+            assert run[what].texts == said.transcripts
+            wanted = asr.sounds_of(said, noise)
+            assert all(map(torch.equal, run[what].heard, wanted))
+    assert not torch.equal(*(run[what].heard[0] for what in ("noisy", "clean")))
+
+
+def test_claims_of_costs_are_what_the_base_takes_over_ours(bench, take, tmp_path, monkeypatch):
+    asr = bench.module
+    monkeypatch.setattr(asr, "step_of", lambda *_: None)
+    seconds = {asr.BASE: 3.0, asr.ROPE: 2.0, asr.MEAN: 1.0}
+    take(asr, seconds, {asr.BASE: 5 * 2**20, asr.ROPE: 4 * 2**20, asr.MEAN: 2 * 2**20})
+    tables = bench("--parts", "steps").tables
+    (long,) = (table for name, table in tables.items() if name.startswith("a training step on"))
+    assert [row["base / this, MiB"] for row in long] == [1, 1.25, 2.5]
+    assert [row["base / this, s"] for row in long] == [1, 1.5, 3]
+    claims = [
+        (slug, claim.key, claim.ours)
+        for slug in (asr.ROPE, asr.MEAN)
+        for claim in results.read(slug, tmp_path / "results").claims
+    ]
+    spared = asr.spared_parameters() / 1e6
+    assert claims == [
+        (asr.ROPE, "training-time", 1.5),
+        (asr.ROPE, "parameters", pytest.approx(spared, abs=1e-4)),
+        (asr.MEAN, "training-time", 3.0),
+        (asr.MEAN, "training-memory", 2.5),
+    ]
+    assert spared > 0
 
 
 @pytest.mark.parametrize(
@@ -128,10 +248,13 @@ def test_arms_differ_in_their_attention_alone(bench):
         (conv,) = (site.module.depthwise_conv for site in family.sites("convolution"))
         assert isinstance(conv, FrameConvolution)
         layer = family.sites("self_attention")[0].module
-        dropouts = {asr.BASE: "dropout.p", asr.ROPE: "dropout", asr.MEAN: "mixer.c.dropout"}
+        mixer = "mixer.c.dropout"
+        dropouts = {asr.BASE: "dropout.p", asr.ROPE: "dropout", asr.MEAN: mixer, asr.PLACED: mixer}
         for name in dropouts[arm].split("."):
             layer = getattr(layer, name)
         assert layer == 0.25
+        placed = any(isinstance(module, Sinusoids) for module in family.model.modules())
+        assert placed == (arm == asr.PLACED)
     # A padded batch gives what its utterances give alone.
     recogniser = asr.fresh(toy, asr.BASE)
     model, sounds = recogniser.model.eval(), [torch.randn(16000), torch.randn(9600)]

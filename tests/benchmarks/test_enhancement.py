@@ -3,14 +3,17 @@
 import importlib
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pared import results
+from pared import recipe, results
 from pared.speech.streaming_pse.method import StreamingPSE
+from pared.speech.streaming_pse.training import data_of
 from tests.docs.markdown import ROOT
 from tests.speech import recognisers
+from tests.worlds.tones import RATE, Tones
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -41,7 +44,10 @@ def bench(corpus, tmp_path, monkeypatch):
         module.main()
         return results.read("streaming-pse", tmp_path / "results")
 
-    run.module = module
+    def plan(*changes):
+        return recipe.read(module.RECIPE, [f"data.source={corpus}", *TOY, *changes])
+
+    run.module, run.plan = module, plan
     return run
 
 
@@ -95,7 +101,7 @@ def test_an_averaged_enrolment_is_one_frame(bench):
     torch.manual_seed(0)
     model = StreamingPSE(width=16, heads=2, layers=1, left_context=5).build()
     noisy, enrolment = torch.randn(1, 4000), torch.randn(8000)
-    told = [bench.module.Bench.told(None, arm, model, enrolment) for arm in ("cross", AVERAGED)]
+    told = [bench.module.Bench.told(None, arm, 0, model, enrolment) for arm in ("cross", AVERAGED)]
     whole, frame = (each["key"].shape[-2] for each in told)
     assert (whole > 20, frame) == (True, 1)
     first, second = (model.enhance(noisy, each) for each in told)
@@ -104,6 +110,93 @@ def test_an_averaged_enrolment_is_one_frame(bench):
     alike = model.cached(torch.randn(1, 1, 16).expand(1, 7, 16))
     one = {name: tensor[..., :1, :] for name, tensor in alike.items()}
     torch.testing.assert_close(model.enhance(noisy, alike), model.enhance(noisy, one))
+
+
+def test_what_is_judged_and_timed_is_held_out(bench, monkeypatch):
+    sets, stream = map(importlib.import_module, ("enhancement_sets", "enhancement_stream"))
+    plan, taken = bench.plan(), []
+
+    def taking(table, split=None):
+        data = data_of(table, split)
+        taken.append(data.speech.lengths)
+        return data
+
+    for module in (sets, stream, bench.module):
+        monkeypatch.setattr(module, "data_of", taking)
+    sets.clips(plan, 1)
+    sets.pairs(plan, 1)
+    stream.minute(plan)
+    bench.module.Bench.data.func(SimpleNamespace(plan=plan))
+    heldout, known = (
+        [len(tones.waveform(n)) for n in range(12)] for tones in (Tones(seconds=0.9), Tones())
+    )
+    assert taken == [heldout, heldout, heldout, known]
+
+
+def test_a_pair_is_two_talkers_alike_and_other_recordings_of_them(bench):
+    sets, tones = importlib.import_module("enhancement_sets"), Tones(seconds=0.9)
+    frequencies = torch.tensor([float(tones.frequency(n)) for n in range(12)])
+
+    def said(sound):
+        peak = torch.fft.rfft(sound, 4 * RATE).abs().argmax() / 4
+        return int((frequencies - peak).abs().argmin())
+
+    for pair in sets.pairs(bench.plan("data.mixing.enrolment_noise=0"), 6):
+        torch.testing.assert_close(pair.mixture, pair.target + pair.other, rtol=0, atol=1e-6)
+        torch.testing.assert_close(sets.rms(pair.target), sets.rms(pair.other))
+        target, mine, other, theirs = map(said, (pair.target, pair.mine, pair.other, pair.theirs))
+        assert target // 3 == mine // 3 != other // 3 == theirs // 3
+        assert target != mine and other != theirs
+        assert len(pair.target) == len(tones.waveform(target)), "the sentence isn't whole"
+
+
+def test_marks_are_best_for_the_target(bench, monkeypatch):
+    marks = importlib.import_module("enhancement_marks")
+    monkeypatch.setattr(marks, "MEASURES", {})
+    plan = bench.plan("data.mixing.absent=0.4")
+    judge = marks.Judge(plan, 6, 2, "house:none")
+    assert {one.present for one in judge.clips} == {True, False}
+    found = judge.of_clips([one.target for one in judge.clips])
+    assert found["SI-SDRi, dB"] > 20 and found["frames suppressed"] == 0
+    assert found["left without target, dB"] < -60
+    found = judge.of_clips([one.mixture for one in judge.clips])
+    assert found["SI-SDRi, dB"] == 0 and found["left without target, dB"] == 0
+    found = judge.of_clips([0.01 * one.mixture for one in judge.clips])
+    assert found["frames suppressed"] == 1
+    wanted = {id(pair.mine): pair.target for pair in judge.pairs}
+    wanted |= {id(pair.theirs): pair.other for pair in judge.pairs}
+    found = judge.of_pairs(lambda _, enrolment: wanted[id(enrolment)])
+    assert found["SI-SDRi of pairs, dB"] > 20 and found["flips"] == 1
+    # The other of both for either.
+    found = judge.of_pairs(lambda noisy, enrolment: noisy - wanted[id(enrolment)])
+    assert found["SI-SDRi of pairs, dB"] < -20 and found["flips"] == 0
+
+
+def test_the_other_encoder_learns_to_tell_voices_apart(bench, tmp_path):
+    """Or what is told an embedding would be told nothing."""
+    voiceprint = importlib.import_module("voiceprint")
+    data = data_of(bench.plan("data.mixing.pitch=[1.0, 1.0]").data)
+    learnt = voiceprint.learnt(data, tmp_path / "print", 30, seed=0)
+    assert len(data.mixer.talkers) == 4 and not learnt.training
+    # Which of the four pitches it was, no one can tell here.
+    batch = voiceprint.Voices(data).batch(torch.arange(40) % len(data), torch.Generator())
+    voices = learnt.classes(learnt(batch["sounds"])).argmax(dim=1) // voiceprint.PITCHES
+    assert (voices == batch["voices"] // voiceprint.PITCHES).float().mean() > 0.9
+    assert 0 <= voiceprint.named(learnt, data, 40) < 0.6
+
+
+def test_embeddings_are_of_what_is_not_padding(bench):
+    voiceprint = importlib.import_module("voiceprint")
+    data, learnt = data_of(bench.plan().data), voiceprint.VoicePrint(4).eval()
+    drawn = data.batch(torch.arange(3), torch.Generator().manual_seed(0))
+    found = voiceprint.Embedded(data, learnt).batch(
+        torch.arange(3), torch.Generator().manual_seed(0)
+    )
+    assert "enrolment_samples" not in found and found["enrolment"].shape == (3, voiceprint.WIDTH)
+    for row, sound, end in zip(
+        found["enrolment"], drawn["enrolment"], drawn["enrolment_samples"], strict=True
+    ):
+        assert torch.equal(row, learnt(sound[None, :end])[0])
 
 
 def test_different_marks_make_no_row(bench):
@@ -121,7 +214,7 @@ def test_claims_are_paired_by_seed(bench):
     done = {
         "cross": {0: figures(3.0), 2: figures(5.0)},
         "static_mean": {0: figures(2.0), 1: figures(9.0), 2: figures(3.0)},
-        "static_vector": {0: figures(1.0)},
+        "static_vector": {0: figures(1.0) | {bench.module.NAMED: 0.725}},
         bench.module.HALF: {0: figures(0.5)},
         AVERAGED: {0: figures(2.0), 2: figures(4.5)},
     }
@@ -132,6 +225,7 @@ def test_claims_are_paired_by_seed(bench):
     assert "attention gives 0.75 dB less" in claims["cross-over-static"].note
     vector = claims["half-size-over-vector"]
     assert vector.ours == -0.5 and not vector.holds and vector.spread is None
+    assert "and names 72 percent of the voices of the training, raised and low" in vector.note
     assert claims["flips"].holds and claims["flips"].seeds == (0, 2)
 
 

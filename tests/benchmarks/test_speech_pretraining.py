@@ -11,10 +11,8 @@ import torch
 from pared import anatomy, results
 from pared.speech.hearing import FrameConvolution
 from pared.speech.summary_mixing import Sinusoids
-from pared.worlds import speech
 from pared.worlds.speech import grammar
 from tests.docs.markdown import ROOT
-from tests.worlds.tones import Tones
 
 pytest.importorskip("jiwer")
 
@@ -26,15 +24,6 @@ TOY = [
     *(f"stages.0.training.{x}" for x in ("steps=2", "batch_size=4", "warmup=1")),
     "data.seconds=0.7",
 ]
-
-
-def spoken(kind, split="train", count=None, synthesizers=()):
-    """Texts of the speech world, with a tone in the place of each voice."""
-    count = count or 6
-    tones = Tones(speakers_count=3, each=-(-count // 3))
-    sounds = [(tones.waveform(n) * 32767).to(torch.int16) for n in range(count)]
-    lengths, said = [len(sound) for sound in sounds], grammar.texts(kind, split, count)
-    return speech.Speech(torch.cat(sounds), lengths, said, tones.speakers[:count], f"{kind}{split}")
 
 
 @pytest.fixture
@@ -51,11 +40,10 @@ def toy(of):
 
 
 @pytest.fixture
-def bench(of, in_this_process, tmp_path, monkeypatch):
+def bench(of, spoken, in_this_process, tmp_path, monkeypatch):
     """Runs the bench in toy size; everything is written under a temporary folder."""
     module, record = of(), importlib.import_module("record")
     monkeypatch.setattr(record, "ROOT", tmp_path)
-    monkeypatch.setattr(speech, "load", spoken)
     for name, task in module.TASKS.items():
         monkeypatch.setitem(module.TASKS, name, task._replace(epochs=1))
     small = ["--folder", str(tmp_path / "runs"), "--seeds", "0", "--utterances", "6", "2", "3"]
@@ -69,9 +57,11 @@ def bench(of, in_this_process, tmp_path, monkeypatch):
     return run
 
 
-def test_it_runs_through_and_trains_nothing_again(bench, of, forbid_training):
+def test_it_runs_through_and_trains_nothing_again(bench, of, spoken, forbid_training):
     module = of()
     assert bench("--only", *module.ARMS) is None, "results of some arms were written"
+    # Frames are told apart, too, where training hasn't been; commands are probed on others.
+    assert ("commands", "validation") in spoken.asked
     forbid_training()
     rows = bench("--kept").tables["frozen probes"]
     assert [row["encoder"] for row in rows] == list(module.ARMS)
@@ -100,6 +90,18 @@ def test_costs_of_all_arms(bench, of):
     keys = [claim.key for claim in found.claims]
     assert keys == ["pretraining-time", "pretraining-memory", "parameters"]
     assert "attention by sdpa" in found.claims[0].note and found.claims[2].holds
+
+
+def test_claims_of_costs_are_what_the_twin_takes_over_ours(bench, of, take, monkeypatch):
+    module, pretraining = of("_costs"), of()
+    seconds = dict.fromkeys(pretraining.ARMS, 9.0) | {module.BASE: 3.0, module.OURS: 2.0}
+    memory = dict.fromkeys(pretraining.ARMS, 9 * 2**20)
+    memory |= {module.BASE: 5 * 2**20, module.OURS: 2 * 2**20}
+    take(module, seconds, memory)
+    monkeypatch.setattr(module, "paper_parameters", lambda: 7_000_000)
+    found = bench("--parts", "steps", "--sounds", "1", "--seconds", "0.5", "--rounds", "1")
+    claims = [(claim.key, claim.ours) for claim in found.claims]
+    assert claims == [("pretraining-time", 1.5), ("pretraining-memory", 2.5), ("parameters", 7.0)]
 
 
 def test_arms_differ_in_their_attention_alone(of, toy):
@@ -146,7 +148,47 @@ def test_claims_are_paired_by_seed(of):
     assert module.claims_of({module.OURS: {0: {}}}, options) == []
 
 
-def test_intents_and_voices_are_asked_by_name(of):
+def test_probes_are_judged_on_what_they_have_not_learnt_from(of, spoken, monkeypatch):
+    module = of("_probes")
+    splits = {name: task.split for name, task in module.TASKS.items()}
+    # Voices can be named only by who has met them, in texts that nobody has.
+    assert splits == {"words": "heldout", "voices": "validation", "intents": "heldout"}
+    fitted, judged = [], []
+
+    def read(probe, examples, characters):
+        judged.append(examples)
+        return [characters.decode(target.tolist()) for target in examples.targets]
+
+    def name(probe, examples):
+        judged.append(examples)
+        return 0.25
+
+    monkeypatch.setattr(module.probing, "fit", lambda _, *given, **__: fitted.append(given))
+    monkeypatch.setattr(module.probing, "transcripts", read)
+    monkeypatch.setattr(module.probing, "accuracy", name)
+    options = argparse.Namespace(utterances=[3, 2, 4])
+    # Features that tell of which sound they are.
+    found = module.probed(
+        lambda sounds: [torch.full((2, 1, 3), float(len(sound))) for sound in sounds], options, 0
+    )
+    assert found == {"words": 0, "voices": 0.25, "intents": 0.25}
+    for (task, about), (learnt, chosen, *_), asked in zip(
+        module.TASKS.items(), fitted, judged, strict=True
+    ):
+        known, unknown = (spoken(about.kind, *part) for part in (("train", 5), (about.split, 4)))
+        voices = sorted({*known.speakers, *unknown.speakers})
+        for examples, world, part in (
+            (learnt, known, slice(3)),
+            (chosen, known, slice(3, 5)),
+            (asked, unknown, slice(4)),
+        ):
+            assert [int(each[0, 0, 0]) for each in examples.features] == world.lengths[part]
+            targets = module.targets_of(task, world, voices)[part]
+            assert all(map(torch.equal, examples.targets, targets))
+            assert len(examples.targets) == len(targets)
+
+
+def test_intents_and_voices_are_asked_by_name(of, spoken):
     module, world = of("_probes"), spoken("commands", "train", 6)
     wanted = module.targets_of("intents", world, [])
     assert [grammar.COMMANDS[n] for n in wanted] == world.intents

@@ -109,6 +109,12 @@ def test_result_files_are_whole_and_agree_with_the_records():
                 )
 
 
+def test_commands_of_results_make_them_from_nothing():
+    for path in sorted(results.PACKAGED.glob("*.json")):
+        found = results.read(path.stem)
+        assert not [c.key for c in found.claims if "--kept" in c.command.split()], path.name
+
+
 def test_every_result_has_a_page(build):
     pages = {*info.registry(), *build.generated.MEASURED}
     left = {path.stem for path in (ROOT / "results").glob("*.json")} - pages

@@ -131,6 +131,16 @@ def test_chunks_of_random_lengths_give_what_their_mask_gives(slug, left, drawing
         torch.testing.assert_close(torch.cat(heard, dim=1), whole, rtol=0, atol=1e-5)
 
 
+def test_a_stream_through_an_encoder_converted_in_parts():
+    methods = [pared.parse(f"summarymixing-asr:layers=[{layer}]") for layer in (0, 1)]
+    model, x = toy("toy:conformer", *methods), frames(2, 24)
+    set_chunks(model, [5, 9, 10])
+    stream = EncoderStream(model)
+    with torch.no_grad():
+        heard = torch.cat([stream(part) for part in x.split([5, 9, 10], dim=1)], dim=1)
+    torch.testing.assert_close(heard, encoded(model, x), rtol=0, atol=1e-5)
+
+
 def random_split(total: int, seed: int) -> list[int]:
     """Random lengths from 1 frame up that make `total` together."""
     generator = torch.Generator().manual_seed(seed)

@@ -39,6 +39,17 @@ def test_layers_are_those_that_the_encoder_passes_on(methods):
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
+def test_layers_of_an_encoder_in_half_precision():
+    recogniser = recognisers.conformer()
+    (wanted,) = probing.layers_of(recogniser.model, recogniser.extractor, [noise(8000)])
+    half = recogniser.model.bfloat16()
+    (found,) = probing.layers_of(half, recogniser.extractor, [noise(8000)])
+    assert found.dtype == torch.float32 and found.shape == wanted.shape
+    # Eight bits of mantissa, through two blocks.
+    off = (found - wanted).norm(dim=(0, 2)) / wanted.norm(dim=(0, 2))
+    assert off.max() < 0.05, off
+
+
 def test_layers_of_another_model_are_refused():
     with pytest.raises(InputError, match=r"a probe can't be used on Whisper.*reads no samples"):
         probing.layers_of(presets.build("toy:whisper", device="cpu"), None, [])

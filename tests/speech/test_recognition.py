@@ -11,15 +11,20 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from pared.errors import InputError
+from pared.objectives.ctc import frame_lengths
 from pared.speech.recognition import load, transcribe
+from pared.speech.recognition.data import RecognitionData
 from pared.speech.recognition.filterbank import (
     PHASES,
     filters,
     frequencies,
     start_as_filterbank,
 )
+from pared.speech.recognition.transcription import windowed
 from pared.speech.recognition.vocabulary import characters_in, tokenizer_of
 from pared.worlds.speech.characters import Characters
+from pared.worlds.speech.data import TranscriptData
+from pared.worlds.speech.world import Speech
 from tests.speech import recognisers
 from tests.speech.recognisers import CHARACTERS, conformer, noise
 
@@ -94,6 +99,47 @@ def test_only_a_first_convolution_that_filters_is_set():
     assert all(torch.equal(weight, before[name]) for name, weight in usual.state_dict().items())
 
 
+# What it learns from ------------------------------------------------------------------------------
+
+
+def said(*utterances):
+    """Data of texts said in noise of so many frames of 20 ms each, without silence around them."""
+    texts, frames = zip(*utterances, strict=True)
+    lengths = [320 * count for count in frames]
+    sounds = torch.randint(-9000, 9000, (sum(lengths),), generator=torch.Generator().manual_seed(0))
+    speech = Speech(sounds.to(torch.int16), lengths, list(texts), ["one"] * len(texts), "said")
+    heard = TranscriptData(speech, CHARACTERS, silence=0.0)
+    return RecognitionData(heard, conformer(), lengths)
+
+
+def test_only_what_can_be_said_in_its_time_is_learnt_from():
+    """A doubled letter needs a frame more, for the blank in between."""
+    data = said(("told not to", 9), ("alto", 4), ("allto", 5), ("talk", 30), ("took", 5), ("a", 0))
+    whole = data.identity()
+    told = r"3 of 6 items in 'here' can't be used: 'told not to' \(needs 11 frames and has 9\), 'al"
+    with pytest.raises(InputError, match=told):
+        data.leave_out_unsayable("here", "refuse")
+    assert len(data) == 6 and data.identity() == whole
+    with pytest.warns(UserWarning, match=told):
+        data.leave_out_unsayable("here", "skip")
+    assert len(data) == 3 and data.identity() != whole
+    assert data.lengths == [4 * 320, 30 * 320, 5 * 320]
+    batch = data.batch(torch.tensor([1, 0, 2, 1]), torch.Generator())
+    texts = [
+        "".join(CHARACTERS.letters[n - 1] for n in numbers[:count])
+        for numbers, count in zip(batch["labels"], batch["label_lengths"], strict=True)
+    ]
+    assert texts == ["talk", "alto", "took", "talk"]
+    # And each with its own sound.
+    assert batch["input_lengths"].tolist() == [9600, 1280, 1600, 9600]
+
+
+def test_nothing_that_can_be_said_is_refused_however_it_is_read():
+    for on_bad in ("refuse", "skip"):
+        with pytest.raises(InputError, match=r"1 of 1 items in 'here' can't be used: 'll' "):
+            said(("ll", 2)).leave_out_unsayable("here", on_bad)
+
+
 # Folders ------------------------------------------------------------------------------------------
 
 
@@ -128,6 +174,35 @@ def test_the_pipeline_of_transformers_opens_it_and_writes_the_same(folder):
 
 def test_shorter_than_any_frame(folder):
     assert load(folder).scores(noise(10)).shape == (9, len(CHARACTERS))
+
+
+@pytest.mark.parametrize("samples", [16160, 32000])
+@pytest.mark.parametrize("kind", recognisers.ALL)
+def test_no_frame_of_padding_alone_is_scored(kind, samples):
+    """Features may be one more than are real; the frame that it makes is nobody's to decode."""
+    recogniser, sound = recognisers.ALL[kind](), noise(samples)
+    lengths = recogniser.inputs([sound])["input_lengths"]
+    scores = recogniser.scores(sound)
+    assert len(scores) == frame_lengths(recogniser.model, lengths)
+    if (kind, samples) == ("parakeet", 32000):
+        assert len(scores) == 25
+        assert sum(map(len, windowed(recogniser, [noise(128_000)], 1.2, 0.4))) == 100
+
+
+@pytest.mark.parametrize("positions", ["relative", "rotary"])
+def test_scoring_amid_a_training_leaves_no_trace(positions):
+    """Neither in what trains and what doesn't, nor in the tables that a model keeps."""
+    recogniser, sound = conformer(position_embeddings_type=positions), noise(16000)
+    wanted = recogniser.scores(sound)
+    model = recogniser.model.train()
+    model.wav2vec2_conformer.feature_extractor.eval()  # as where it's frozen
+    before = {name: module.training for name, module in model.named_modules()}
+    assert torch.equal(recogniser.scores(sound), wanted)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    batch = recogniser.inputs([sound])
+    logits = model(batch["input_values"], attention_mask=batch["attention_mask"]).logits
+    logits.square().mean().backward()
+    assert model.lm_head.weight.grad.any()
 
 
 def changed(folder, tmp_path, name, change):

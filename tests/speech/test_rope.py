@@ -1,6 +1,7 @@
 """Rotary positions in speech encoders: the card's checks, what they replace, learning."""
 
 import inspect
+import re
 
 import pytest
 import torch
@@ -129,6 +130,18 @@ def test_positions_of_the_others():
     assert not isinstance(some.model.encoder.embed_positions, NoPositions)
 
 
+def test_positions_go_once_the_last_layer_is_converted():
+    halves = RoPE(layers=[0]), RoPE(layers=[1])
+    for part in (True, False):
+        model = toy("toy:whisper", *halves[: 1 if part else 2])
+        assert isinstance(model.model.encoder.embed_positions, NoPositions) != part
+    for kept in (True, False):
+        one, other = RoPE(layers=[0], conv_positions=False), RoPE(layers=[1], conv_positions=kept)
+        model = toy("toy:wav2vec2", one, other)
+        assert isinstance(model.wav2vec2.encoder.pos_conv_embed, NoPositions) != kept
+    assert toy("toy:conformer", *halves).wav2vec2_conformer.encoder.embed_positions is None
+
+
 def test_the_scale_of_the_scores():
     head, model = (
         layer_of(pared.convert(toy(), RoPE(scale_dim=dim))).scale for dim in ("head", "model")
@@ -166,13 +179,22 @@ def test_the_model_says_how_attention_is_computed():
         torch.testing.assert_close(encoded(model, x), wanted, rtol=0, atol=1e-5)
 
 
-def test_implementations_with_masks_of_their_own_are_refused():
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flash_attention_2",
+        "kernels-community/flash-attn2",  # what transformers takes where flash_attn isn't here
+        "kernels-community/vllm-flash-attn3",
+        "flex_attention",
+        "paged|eager",
+    ],
+)
+def test_implementations_with_masks_of_their_own_are_refused(name):
     model = pared.convert(toy(), RoPE())
-    model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(
-        pared.InputError, match=r"flash_attention_2 takes no mask .* call model.set"
-    ):
-        set_chunks(model, 7)
+    model.config._attn_implementation = name
+    set_chunks(model, 7)
+    told = re.escape(name) + " takes no mask .* call model.set"
+    with pytest.raises(pared.InputError, match=told):
         layer_of(model)(frames())
 
 

@@ -242,6 +242,32 @@ def test_enrolment_files_that_are_refused(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+# Learning from targets --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conditioning", ["cross", "static_mean"])
+def test_voices_are_of_the_enrolment_and_of_the_target(conditioning):
+    enhancer = toy(conditioning=conditioning)
+    noisy, clean, enrolments = noise(2, 500), noise(2, 600, seed=1), noise(2, 900, seed=2)
+    samples = torch.tensor([900, 400])
+    enhanced, voices = enhancer(noisy, enrolments, samples, clean=clean)
+    enrolled, spoken = (
+        model.mean_of(*enhancer.encoded(*given)) for given in ((enrolments, samples), (clean,))
+    )
+    torch.testing.assert_close(voices, torch.stack([enrolled, spoken]))
+    assert not torch.allclose(*voices, rtol=0.1)
+    # Nothing of what is to be found out is told.
+    torch.testing.assert_close(enhanced, enhancer(noisy, enrolments, samples))
+
+
+@pytest.mark.parametrize("conditioning", ["static_vector", "none"])
+def test_what_encodes_nothing_has_no_voices(conditioning):
+    enhancer = toy(conditioning=conditioning, vector_width=6)
+    enhanced, voices = enhancer(noise(2, 500), noise(2, 6), clean=noise(2, 500, seed=1))
+    assert voices is None
+    torch.testing.assert_close(enhanced, enhancer(noise(2, 500), noise(2, 6)))
+
+
 # The model --------------------------------------------------------------------------------------
 
 
@@ -394,6 +420,27 @@ def test_latency_is_counted_to_two_percent():
 
 # ONNX -------------------------------------------------------------------------------------------
 
+# An enrolment of which a third is silent.
+PAUSED = torch.cat([noise(1, 400), torch.zeros(1, 400), noise(1, 400, seed=1)], dim=1)
+
+
+def test_an_enrolment_without_its_pauses_says_the_same():
+    pytest.importorskip("onnxruntime")
+    from pared.export.onnx import without_pauses
+
+    enhancer, recording = toy(), noise(1, 500, seed=2)
+    told = enhancer.encode(PAUSED)
+    kept = without_pauses(told)
+    assert kept.keys() == {"key", "value"}
+    assert 20 < kept["key"].shape[3] < told["key"].shape[3] - 8
+    wanted = enhancer.enhance(recording, told)
+    torch.testing.assert_close(enhancer.enhance(recording, kept), wanted, rtol=0, atol=1e-6)
+    unmasked = {name: told[name] for name in kept}
+    assert not torch.allclose(enhancer.enhance(recording, unmasked), wanted, rtol=0, atol=1e-4)
+    assert without_pauses(kept) is kept
+    with pytest.raises(pared.InputError, match="the enrolment is silent; encode at least one sec"):
+        without_pauses(enhancer.encode(torch.zeros(1, 1000)))
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -409,10 +456,14 @@ def test_the_exported_step_gives_the_same(settings, tmp_path):
     enhancer = toy(**settings)
     step = OnnxStep(export_step(enhancer, tmp_path / "step.onnx"))
     assert {"chunk", "state.frame", "state.keys.0", "state.values.1"} <= step.inputs
-    told, recording = enhancer.cached(frames_of(enhancer, 31)), noise(1, 3000)
-    running = stream.Stream(enhancer, told, step)
-    got = torch.cat([running(recording[0]), running.flush()])
-    torch.testing.assert_close(got, enhancer.enhance(recording, told)[0], rtol=0, atol=1e-5)
+    recording = noise(1, 3000)
+    for told in (enhancer.cached(frames_of(enhancer, 31)), enhancer.encode(PAUSED)):
+        running = stream.Stream(enhancer, told, step)
+        got = torch.cat([running(recording[0]), running.flush()])
+        torch.testing.assert_close(got, enhancer.enhance(recording, told)[0], rtol=0, atol=1e-5)
+    sentence = r"holds enrolment\.key\.0, .*\.value\.2, and the exported step takes enrolment\."
+    with pytest.raises(pared.InputError, match=sentence):
+        stream.Stream(enhancer, toy(layers=3).encode(PAUSED), step)
 
 
 def test_export_wants_float32_on_the_cpu(tmp_path):

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pared
 from pared import anatomy, recipe
 from pared.anatomy import presets
+from pared.anatomy.speech import NoPositions
 from pared.bench.words import WordErrors, word_errors
 from pared.nn.rotary import rotary_of
 from pared.nn.summary_mixing import summary_mixing_reference
@@ -19,7 +20,7 @@ from pared.speech.hearing import EncoderStream, hearing_of, set_chunks
 from pared.speech.recognition import transcribe
 from pared.speech.summary_mixing import Branchformer, FrameMixer, Sinusoids, SummaryMixing
 from pared.speech.summary_mixing_checks import converted
-from pared.speech.toys import encoded, encoder_of, frames
+from pared.speech.toys import encoded, encoder_of, frames, toy
 from pared.worlds import speech
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -56,6 +57,67 @@ def test_a_conformer_gets_sinusoids_where_all_its_attentions_went():
     # Half the attentions are left, and with them what they know of positions.
     some = encoder_of(converted(SummaryMixing(layers=[1])))
     assert some.embed_positions is not None and isinstance(some.dropout, nn.Dropout)
+
+
+def in_parts(name: str, *specs: str) -> nn.Module:
+    """A toy recogniser converted by several methods, each of other layers."""
+    return toy(name, *map(pared.parse, specs))
+
+
+MIXED = "summarymixing-asr:layers=[{}]"
+HALVES = [MIXED.format(0), MIXED.format(1)]
+TURNED = "rope-asr:layers=[{}]"
+
+
+def test_in_parts_a_conformer_is_converted_as_it_is_at_once():
+    parts, whole = in_parts("toy:conformer", *HALVES), converted(SummaryMixing())
+    assert encoder_of(parts).embed_positions is None
+    assert torch.equal(encoded(parts, frames()), encoded(whole, frames()))
+
+
+def test_of_several_conversions_the_last_ones_positions_count():
+    bare = in_parts("toy:conformer", HALVES[0], "summarymixing-asr:layers=[1],positions=none")
+    encoder = encoder_of(bare)
+    assert encoder.embed_positions is None and isinstance(encoder.dropout, nn.Dropout)
+    lite = in_parts("toy:conformer", HALVES[0], "summarymixing-asr:layers=[1],mode=lite")
+    encoder = encoder_of(lite)
+    assert encoder.embed_positions is None and isinstance(encoder.dropout[0], Sinusoids)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_beside_rotary_attentions_a_mean_keeps_the_positions_that_it_needs(order):
+    """In either order: a Conformer's attentions know theirs, all others come in front of blocks."""
+
+    def both(name, setting=""):
+        specs = MIXED.format(0), TURNED.format(1) + setting
+        return encoder_of(in_parts(name, *(specs[n] for n in order)))
+
+    encoder = both("toy:conformer")
+    assert encoder.embed_positions is None and isinstance(encoder.dropout, nn.Dropout)
+    assert not isinstance(both("toy:whisper").embed_positions, NoPositions)
+    spared = both("toy:wav2vec2", ",conv_positions=false")
+    assert not isinstance(spared.pos_conv_embed, NoPositions)
+
+
+@pytest.mark.parametrize(
+    "name, specs",
+    [
+        ("toy:conformer", HALVES),
+        ("toy:conformer", [MIXED.format(0), TURNED.format(1)]),
+        ("toy:whisper", [TURNED.format(0), TURNED.format(1)]),
+        ("toy:whisper", [TURNED.format(1), MIXED.format(0)]),
+    ],
+)
+def test_what_was_converted_in_parts_is_loaded_as_it_was(name, specs, tmp_path):
+    model = in_parts(name, *specs)
+    family = anatomy.of(model)
+    example = family.example(1, **family.sizes[0], generator=torch.Generator().manual_seed(0))
+    pared.save(model, tmp_path / "saved")
+    again = pared.load(tmp_path / "saved", verify=True)
+    positions = [repr(m) for m in (model, again)]
+    assert positions[0] == positions[1]
+    with torch.no_grad():
+        assert torch.equal(family.run(again, *example), family.run(model, *example))
 
 
 @pytest.mark.parametrize("name", ["toy:wav2vec2", "toy:whisper"])

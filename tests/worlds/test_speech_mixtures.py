@@ -218,6 +218,60 @@ def test_in_rooms_the_target_is_what_comes_first():
         assert late[: begun + 600].abs().amax() < 1e-3 * one.mixture.abs().amax()
 
 
+def test_in_rooms_ratios_are_to_the_target_as_heard():
+    rooms_apart = []
+    for one in draws(replace(PLAIN, room=1, t60=(0.8, 0.8), sir=(-5, 10), snr=(0, 20)), 8):
+        heard = one.mixture - one.interference - one.noise
+        assert decibel(heard, one.interference) == pytest.approx(one.sir, abs=0.01)
+        assert decibel(heard, one.noise) == pytest.approx(one.snr, abs=0.01)
+        rooms_apart.append(abs(decibel(heard, one.target)))
+    assert max(rooms_apart) > 0.5, "what is wanted is as loud as what is heard"
+
+
+def test_in_rooms_everyone_is_heard_from_a_place_of_their_own(monkeypatch):
+    places, real = [], rooms.impulse_response
+
+    def response(room, source, generator):
+        places.append((room, source))
+        return real(room, source, generator)
+
+    monkeypatch.setattr(rooms, "impulse_response", response)
+    for one in draws(replace(PLAIN, room=1, t60=(0.8, 0.8)), 6, samples=2 * RATE):
+        # In a pause of at least 0.1 s a dry voice is silent; a room isn't before 1 s.
+        loudness = one.interference.unfold(0, 800, 800).abs().amax(dim=1)
+        begun = int((loudness > 0.01 * loudness.amax()).nonzero()[0])
+        assert loudness[begun:].amin() > 1e-4 * loudness.amax()
+    assert len(places) == 12
+    for (room, first), (same, second) in zip(places[::2], places[1::2], strict=True):
+        assert room is same and torch.dist(first, second) > 0
+
+
+def test_where_the_target_is_missing_the_others_are_as_loud_as_beside_it():
+    mixing = replace(PLAIN, snr=(0, 20), level=(-40, -40))
+    there, missing = (draws(replace(mixing, absent=chance), 6) for chance in (0, 1))
+    for one, other in zip(there, missing, strict=True):
+        assert one.present and not other.present and not other.target.any()
+        assert torch.equal(one.interference, other.interference)
+        assert torch.equal(one.noise, other.noise)
+
+
+def test_no_babble_has_the_voice_that_is_to_be_kept():
+    """Neither in a mixture, where it would be removed, nor in the enrolment."""
+    mixing = replace(
+        PLAIN, interferers=(0, 0), snr=(-60, -60), babble=1, enrolment_noise=1,
+        enrolment_seconds=(2, 2),
+    )  # fmt: skip
+    tones = Tones(seconds=2.0)
+    for one in draws(mixing, 12, tones, 2 * RATE):
+        for sound in (one.noise, one.enrolment):
+            spectrum = torch.fft.rfft(sound).abs()
+            own = [
+                spectrum[2 * tones.frequency(n)]
+                for n in range(3 * one.speaker, 3 * one.speaker + 3)
+            ]
+            assert max(own) < 0.05 * spectrum.amax()
+
+
 def test_levels_keep_within_bounds():
     levels = [20 * math.log10(rms(one.target)) for one in draws(replace(PLAIN, sir=(90, 90)), 40)]
     assert min(levels) > -35.1 and max(levels) < -14.9 and max(levels) - min(levels) > 10
@@ -399,6 +453,20 @@ def test_noise_for_recognisers_is_as_loud_as_asked():
             assert decibel(one, other - one) == pytest.approx(5, abs=0.01)
 
 
+def test_recorded_noises_for_recognisers():
+    click = Tones(speakers_count=1, each=1, seconds=0.01)
+    clean, noisy = (
+        TranscriptData(Tones(), silence=0.0, level=(-30, -30), **more)
+        for more in ({}, {"snr": (5, 5), "noises": click})
+    )
+    one, other = (
+        data.batch(torch.tensor([2]), generator_for(0))["waveform"][0] for data in (clean, noisy)
+    )
+    noise = other - one
+    torch.testing.assert_close(noise[160:], noise[:-160], rtol=0, atol=1e-6)
+    assert decibel(one, noise) == pytest.approx(5, abs=0.01)
+
+
 def test_identity_changes_with_whatever_changes_the_data():
     enhancement = [
         EnhancementData(Tones()),
@@ -411,6 +479,11 @@ def test_identity_changes_with_whatever_changes_the_data():
         TranscriptData(Tones()),
         TranscriptData(Tones(), snr=(0, 5)),
         TranscriptData(Tones(), Characters("abcdefghijkl onet")),
+        TranscriptData(Tones(seconds=1.0)),
+        TranscriptData(Tones(), silence=0.2),
+        TranscriptData(Tones(), level=(-30, -20)),
+        TranscriptData(Tones(), snr=(0, 5), noises=Tones(each=2)),
+        TranscriptData(Tones(), snr=(0, 5), noises=Tones(each=1)),
     ]
     for alternatives in (enhancement, transcripts):
         assert len({data.identity() for data in alternatives}) == len(alternatives)

@@ -3,7 +3,9 @@
 The state goes in and comes out by name, so that any runtime can carry it: inputs `chunk`, `state.*`
 and `enrolment.*`, outputs `enhanced` and `after.*`, which is the `state.*` of the next hop. What
 every layer has for itself is one tensor for each, `state.keys.0` and so on: taking a layer out of
-a stack would copy it in every hop. The number of enrolment frames is free, the batch is one.
+a stack would copy it in every hop. The number of enrolment frames is free, the batch is one. There
+is no mask: frames that don't count are left out, as `pared.speech.streaming_pse.enrolment.enrol`
+does, which spares every hop of `OnnxStep` from doing it.
 """
 
 import logging
@@ -137,12 +139,30 @@ def furthest(model: StreamingPSEModel, step: "OnnxStep", hops: int = 20) -> floa
     return found
 
 
+def without_pauses(enrolment: Enrolment) -> Enrolment:
+    """One user's enrolment without the frames that don't count, and so without a mask.
+
+    Raises:
+        InputError: none counts.
+    """
+    if "valid" not in enrolment:
+        return enrolment
+    valid = enrolment["valid"][0]
+    if not valid.any():
+        raise InputError("the enrolment is silent; encode at least one second of speech.")
+    return {name: enrolment[name][..., valid, :] for name in ("key", "value")}
+
+
 class OnnxStep:
     """An exported step in onnxruntime, called as `StreamingPSEModel.step` is.
 
     Args:
         path: what `export_step` wrote.
         threads: of the processor.
+
+    Raises:
+        InputError: onnxruntime isn't installed; when called, the enrolment is silent or of another
+            model.
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
@@ -153,10 +173,19 @@ class OnnxStep:
             str(path), options, providers=["CPUExecutionProvider"]
         )
         self.inputs = {each.name for each in self.session.get_inputs()}
+        self.told = {name for name in self.inputs if name.startswith("enrolment.")}
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def __call__(self, chunk: Tensor, state: State, enrolment: Enrolment) -> tuple[Tensor, State]:
-        given = {"chunk": chunk} | flat(state._asdict(), "state.") | flat(enrolment, "enrolment.")
+        told = flat(without_pauses(enrolment), "enrolment.")
+        if told.keys() != self.told:
+            held, taken = (", ".join(sorted(names)) or "nothing" for names in (told, self.told))
+            raise InputError(
+                f"the enrolment holds {held}, and the exported step takes {taken}; give one that "
+                "the exported model encoded."
+            )
+        given = {"chunk": chunk} | flat(state._asdict(), "state.") | told
+        # Of the state the graph hasn't got the parts that are empty.
         feed = {name: each.numpy() for name, each in given.items() if name in self.inputs}
         found = map(torch.from_numpy, self.session.run(self.outputs, feed))
         named = dict(zip(self.outputs, found, strict=True))

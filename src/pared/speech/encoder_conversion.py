@@ -11,7 +11,7 @@ from pared.anatomy import Family, Site
 from pared.anatomy.sites import chosen
 from pared.anatomy.speech import SpeechEncoder
 from pared.errors import InputError
-from pared.method import Claim, Conversion
+from pared.method import Claim, Conversion, stack_of
 from pared.speech.hearing import Hearing, hearing_of, leave_out_padding
 
 
@@ -19,7 +19,8 @@ class EncoderConversion(Conversion):
     """Puts something else in the place of a speech encoder's self-attentions.
 
     The convolutions of the same blocks are kept from hearing padding, as the papers' are, and from
-    hearing the future where frames hear in chunks.
+    hearing the future where frames hear in chunks. The positions that the model came with go once
+    no layer has a use for them, whether one conversion took all layers or several took some each.
     """
 
     layers: tuple[int, ...] | None = Field(
@@ -41,7 +42,7 @@ class EncoderConversion(Conversion):
 
     @abstractmethod
     def drops_positions(self, family: SpeechEncoder) -> bool:
-        """Whether the frames of a model whose layers are all converted lose their positions."""
+        """Whether a converted layer has no use for the positions that the model came with."""
 
     def sites(self, family: Family) -> list[Site]:
         """The attentions of the chosen layers.
@@ -51,13 +52,20 @@ class EncoderConversion(Conversion):
         """
         return chosen(family, self.info.slug, ("self_attention",), self.layers)
 
-    def everywhere(self, family: Family) -> bool:
-        """Whether all layers are chosen."""
-        return len(self.sites(family)) == len(family.sites("self_attention"))
+    def positions_go(self, family: Family) -> bool:
+        """Whether the model's positions go: all layers are converted, and none has a use for them.
+
+        Those of earlier conversions count too, each as its own conversion says.
+        """
+        earlier = [m for m in stack_of(family.model) if isinstance(m, EncoderConversion)]
+        together = [*earlier, self]
+        taken = {site.path for method in together for site in method.sites(family)}
+        everywhere = len(taken) == len(family.sites("self_attention"))
+        return everywhere and all(method.drops_positions(family) for method in together)
 
     def claims(self, family: Family) -> list[Claim]:
         paths = [site.path for site in (*self.sites(family), *self._convolutions(family))]
-        if self.everywhere(family) and self.drops_positions(family) and family.positions:
+        if self.positions_go(family) and family.positions:
             paths.append(family.positions)
         return [Claim(path, "replaces") for path in paths]
 
@@ -70,7 +78,7 @@ class EncoderConversion(Conversion):
             new = self.attention(family, site, hearing).to(weight.device, weight.dtype)
             family.replace(site.path, new.train(site.module.training))
         leave_out_padding(model, self._convolutions(family))
-        if self.everywhere(family) and self.drops_positions(family):
+        if self.positions_go(family):
             family.drop_positions()
 
     def _convolutions(self, family: Family) -> list[Site]:

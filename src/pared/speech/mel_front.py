@@ -39,6 +39,7 @@ INFO = Info(
     kind="conversion",
     families=("conformer", "wav2vec2"),
     training=True,
+    trained_by="recipe",
     exact=False,
     maturity="faithful",
     summary="log-mel frames in the place of the first convolution over samples",

@@ -75,7 +75,7 @@ def run(recipe: Recipe, folder: Path, build: Build) -> Any:
     model = started(recipe.model, build, extractor.sampling_rate)
     data = PretrainingData(heard, extractor, table.seconds)
     for number, stage in enumerate(recipe.stages, start=1):
-        objective = Wav2Vec2Pretraining(**recipe.objective.settings | stage.objective)
+        objective = Wav2Vec2Pretraining(**recipe.objective_of(stage).settings)
         data.leave_out_short(model, objective.span, table.source, table.on_bad)
         place = folder / f"stage-{number}"
         if not train(model, objective, data, stage.training, place).finished:

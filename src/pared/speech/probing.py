@@ -71,11 +71,12 @@ def layers_of(model: nn.Module, extractor: Any, sounds: Sequence[Tensor]) -> lis
     if not isinstance(family, AudioEncoder):
         raise family.refuse("a probe", "it reads no samples.")
     reader = model.eval().get_submodule(family.reader)
-    device = next(reader.parameters()).device
+    weights = next(reader.parameters())
     found = []
     with _Layers(family) as layers:
         for sound in sounds:
-            reader(inputs_of(extractor, [sound], "input_values")["input_values"].to(device))
+            heard = inputs_of(extractor, [sound], "input_values")["input_values"]
+            reader(heard.to(weights.device, weights.dtype))
             found.append(torch.stack(layers.take(), dim=2)[0].float().cpu())
     return found
 

@@ -4,23 +4,25 @@ arXiv 2501.06051, 2025; rotary positions are RoFormer's (arXiv 2104.09864).
 
 The self-attentions of a speech encoder rotate queries and keys by the number of the frame, and
 attend by one fused kernel, or whatever `set_attn_implementation` says. Relative positions as in
-Transformer-XL, which Conformers usually have, need a second matrix of scores, time x time, and no
-fused kernel takes them.
+Transformer-XL, which Conformers usually have, need a second matrix of scores, heads x T x (2T - 1)
+for T frames, which has to be formed first, whatever kernel adds it to the others.
 
 Implemented from the paper; no code taken. Neighbouring channels form a pair, all channels of a head
 turn, values don't, t counts frames of the encoder. Positions that the model had go: what a
 Conformer's attentions get of them, with their weights, and the table of Whisper; the convolution of
-wav2vec 2.0 stays unless `conv_positions` is off. Departures: angles are computed anew in every
-layer, in float32 at least, instead of kept for lengths up to the next power of two, since that is a
-thousandth of a layer's work; scores are divided by the root of a head's channels, where the paper's
-code takes the model's (`scale_dim`); padding is left out of the block's convolution too, as in that
-code. WavLM isn't served: its first attention makes a bias of positions that all later ones get
-handed on, so they can't be replaced one by one. What transformers calls "rotary" in its Conformer
-is something else, it rotates what queries and keys are projected from, and scores then depend on
-positions themselves; `legacy_hf` keeps that for weights that were trained so. With `streaming` the
-convolutions become Dynamic Chunk Convolutions; a stream keeps the frames heard before and counts
-positions from the first of them. Projections are kept and nothing is added, but a model that wasn't
-trained with rotated queries must learn them. Not verified: error rates at the paper's scale.
+wav2vec 2.0 stays unless `conv_positions` is off. All stay as long as another layer needs them, a
+stock attention or, but in a Conformer, a mean over the frames (`summarymixing-asr`). Departures:
+angles are computed anew in every layer, in float32 at least, instead of kept for lengths up to the
+next power of two, since that is a thousandth of a layer's work; scores are divided by the root of a
+head's channels, where the paper's code takes the model's (`scale_dim`); padding is left out of the
+block's convolution too, as in that code. WavLM isn't served: its first attention makes a bias of
+positions that all later ones get handed on, so they can't be replaced one by one. What transformers
+calls "rotary" in its Conformer is something else, it rotates what queries and keys are projected
+from, and scores then depend on positions themselves; `legacy_hf` keeps that for weights that were
+trained so. With `streaming` the convolutions become Dynamic Chunk Convolutions; a stream keeps the
+frames heard before and counts positions from the first of them. Projections are kept and nothing is
+added, but a model that wasn't trained with rotated queries must learn them. Not verified: error
+rates at the paper's scale.
 """
 
 from typing import Any, Literal
@@ -49,6 +51,7 @@ INFO = Info(
     kind="conversion",
     families=("conformer", "wav2vec2", "whisper"),
     training=True,
+    trained_by="recipe",
     exact=False,
     maturity="faithful",
     summary="queries and keys of a speech encoder rotated by their frame, one fused softmax",
@@ -82,7 +85,7 @@ INFO = Info(
 )
 
 ROLES: tuple[Role, ...] = ("q", "k", "v", "out")
-# Beginnings of the names of implementations whose masks are of another form.
+# Words in the names of implementations whose masks are of another form, kernels of the hub too.
 OWN_MASKS = ("flash", "flex", "paged")
 
 
@@ -211,7 +214,7 @@ class RotaryAttention(nn.Module):
 
     def _check_mask(self, mask: Tensor | None) -> None:
         name = self.config._attn_implementation
-        if mask is not None and name.startswith(OWN_MASKS):
+        if mask is not None and any(word in name for word in OWN_MASKS):
             raise InputError(
                 f"{INFO.slug}: {name} takes no mask of which frame hears which; call "
                 "model.set_attn_implementation('sdpa'), or give utterances of one length."

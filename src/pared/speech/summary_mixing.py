@@ -12,14 +12,15 @@ Implemented from the papers; no code taken. Departures, besides those of the mix
 under a chunk mask; `lite`, which says the same to all frames, always gets the gating convolution of
 a Branchformer beside it, merged with it as there, whose two branches share the norm in front of
 them. Positions: what a Conformer's attentions get of them goes with the attentions, and fixed
-sinusoids are added once in front of the blocks; the convolution of wav2vec 2.0 and the table of
-Whisper stay. Chosen here: 8 heads in `full`, as in the paper's Conformers, 1 in `lite`, as in its
-Branchformers; dropout 0.1, the later code's; a Branchformer's gate starts at one, and merges by
-linear maps with a GELU behind each. With `streaming` the convolutions become Dynamic Chunk
-Convolutions. All weights of the mixer are new: it is for training, from scratch or from a
-pretrained encoder. Whisper has no padding mask, so that its mean includes the silence behind the
-speech. WavLM isn't served: its first attention makes a bias of positions that all later ones get
-handed on, so they can't be replaced one by one. Not verified: error rates at the paper's scale.
+sinusoids are added once in front of the blocks, where no attention is left, a rotary one included;
+the convolution of wav2vec 2.0 and the table of Whisper stay. Chosen here: 8 heads in `full`, as in
+the paper's Conformers, 1 in `lite`, as in its Branchformers; dropout 0.1, the later code's; a
+Branchformer's gate starts at one, and merges by linear maps with a GELU behind each. With
+`streaming` the convolutions become Dynamic Chunk Convolutions. All weights of the mixer are new: it
+is for training, from scratch or from a pretrained encoder. Whisper has no padding mask, so that its
+mean includes the silence behind the speech. WavLM isn't served: its first attention makes a bias of
+positions that all later ones get handed on, so they can't be replaced one by one. Not verified:
+error rates at the paper's scale.
 """
 
 from typing import Any, Literal
@@ -50,6 +51,7 @@ INFO = Info(
     kind="conversion",
     families=("conformer", "wav2vec2", "whisper"),
     training=True,
+    trained_by="recipe",
     exact=False,
     maturity="faithful",
     summary="each frame merged with a mean over the utterance, in the place of self-attention",
@@ -122,7 +124,8 @@ class SummaryMixing(EncoderConversion):
     dropout: float = Field(default=0.1, ge=0, lt=1, description="rate on what is merged")
     positions: Literal["sinusoids", "none"] = Field(
         default="sinusoids",
-        description="that a Conformer gets in the place of its attentions' own",
+        description="that a Conformer gets in the place of its attentions' own, once it has none "
+        "left; of several conversions the last one's count",
     )
     branch: bool | None = Field(
         default=None,
@@ -207,7 +210,8 @@ class SummaryMixing(EncoderConversion):
     def convert(self, model: nn.Module) -> None:
         super().convert(model)
         family: Any = anatomy.of(model)
-        bare = self.everywhere(family) and self.drops_positions(family)
+        layers = [site.module for site in family.sites("self_attention")]
+        bare = self.drops_positions(family) and all(isinstance(x, FrameMixer) for x in layers)
         if bare and self.positions == "sinusoids":
             family.add_positions(Sinusoids(hearing_of(model)))
 

@@ -1,6 +1,8 @@
 """A recogniser: a CTC model of transformers, what makes its inputs, and what names its classes."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from pared import checkpoint
 from pared.errors import InputError
@@ -71,27 +73,44 @@ class Recogniser:
             del batch["attention_mask"]
         return batch
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode, whose tensors no training takes: models keep tables
     def scores(self, sound: Tensor) -> Tensor:
         """Logarithmic probabilities of all classes in all frames, (frames, classes), on the CPU.
+
+        They are those of eval mode. Frames that the model itself counts as padding are left out.
 
         Args:
             sound: float (samples,) at `rate`.
         """
         missing = round(SHORTEST * self.rate) - len(sound)
         batch = self.inputs([F.pad(sound, (0, max(0, missing)))])
-        batch.pop("input_lengths")
+        lengths = batch.pop("input_lengths")
         weights = next(self.model.parameters())
         given = {
             name: value.to(weights.device, weights.dtype if value.is_floating_point() else None)
             for name, value in batch.items()
         }
-        logits: Tensor = self.model.eval()(**given).logits[0]
+        with _in_eval_mode(self.model):
+            logits: Tensor = self.model(**given).logits[0]
+        if "attention_mask" in given:
+            logits = logits[: int(frame_lengths(self.model, lengths))]
         return logits.float().log_softmax(dim=-1).cpu()
 
     def save(self, folder: str | Path) -> None:
         """Write an ordinary transformers folder; a converted model gets its `pared.json`."""
         save(self.model, folder, self.extractor, self.tokenizer)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within the context a model is in eval mode; behind it every part as it was."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Recogniser:

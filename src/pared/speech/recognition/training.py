@@ -14,8 +14,10 @@ from pared.speech.recognition.model import Recogniser, check_folder, load
 from pared.speech.recognition.pretrained import check_changes, is_pretrained, recogniser_on
 from pared.speech.recognition.vocabulary import characters_in, tokenizer_of
 from pared.training import train
+from pared.training.precision import in_float32
 from pared.training.processes import saved_once
 from pared.worlds.house import folder_of
+from pared.worlds.readers.speech import read_noises
 from pared.worlds.speech.characters import BLANK, Characters
 from pared.worlds.speech.data import TranscriptData
 from pared.worlds.speech.sources import check_counts, utterances
@@ -62,6 +64,8 @@ def _check_start(folder: Path, changes: dict[str, Any]) -> None:
 def run(recipe: Recipe, folder: Path, build: Build) -> Recogniser | None:
     """Train, and save an ordinary transformers folder with extractor and tokenizer.
 
+    It trains in float32; a saved recogniser of another type is written in its own again.
+
     Args:
         recipe: whose data are transcripts.
         folder: see `pared.recipe.run`.
@@ -71,16 +75,18 @@ def run(recipe: Recipe, folder: Path, build: Build) -> Recogniser | None:
         The recogniser, or None when the run was interrupted.
     """
     table = recipe.data
+    noises = None if table.noises is None else read_noises(table.noises, table.on_bad)
     said = utterances(table.source, table.split, table.utterances, table.on_bad)
     recogniser = _begun(recipe, said, build)
     characters = characters_in(recogniser.tokenizer, recogniser.model.config.vocab_size)
-    heard = TranscriptData(said, characters, snr=table.snr)
+    heard = TranscriptData(said, characters, snr=table.snr, noises=noises)
     data = RecognitionData(heard, recogniser, list(said.lengths))
     data.leave_out_unsayable(table.source, table.on_bad)
-    for number, stage in enumerate(recipe.stages, start=1):
-        place = folder / f"stage-{number}"
-        if not train(recogniser.model, CTC(), data, stage.training, place).finished:
-            return None
+    with in_float32(recogniser.model):  # whatever type a saved one has
+        for number, stage in enumerate(recipe.stages, start=1):
+            place = folder / f"stage-{number}"
+            if not train(recogniser.model, CTC(), data, stage.training, place).finished:
+                return None
     saved_once(folder / "model", recogniser.save)
     return recogniser
 

@@ -16,6 +16,7 @@ from pared.worlds.house import folder_of
 from pared.worlds.readers.speech import read_noises
 from pared.worlds.speech.data import EnhancementData
 from pared.worlds.speech.sources import check_counts, utterances
+from pared.worlds.speech.talkers import enrollable
 
 if TYPE_CHECKING:
     from pared.recipe import DataTable, ModelTable, Recipe
@@ -79,7 +80,7 @@ def taught(model: StreamingPSEModel, data: Dataset, recipe: Recipe, folder: Path
         folder: takes a sub-folder per stage.
     """
     for number, stage in enumerate(recipe.stages, start=1):
-        objective = Enhancement(**recipe.objective.settings | stage.objective)
+        objective = Enhancement(**recipe.objective_of(stage).settings)
         place = folder / f"stage-{number}"
         if not train(model, objective, data, stage.training, place).finished:
             return False
@@ -90,7 +91,8 @@ def data_of(table: DataTable, split: str | None = None) -> EnhancementData:
     """Mixtures as a recipe's table describes them.
 
     Args:
-        table: of kind mixtures.
+        table: of kind mixtures; `on_bad` goes for recordings that can't be used, and for speakers
+            of whom there is only one.
         split: of the voices; by default the table's.
 
     Raises:
@@ -98,4 +100,5 @@ def data_of(table: DataTable, split: str | None = None) -> EnhancementData:
     """
     noises = None if table.noises is None else read_noises(table.noises, table.on_bad)
     said = utterances(table.source, split or table.split, table.utterances, table.on_bad)
-    return EnhancementData(said, table.mixing, table.seconds, noises)
+    heard = enrollable(said, table.source, table.on_bad)
+    return EnhancementData(heard, table.mixing, table.seconds, noises)

@@ -1,6 +1,8 @@
 """Speakers as sources of endless speech: their utterances, strung together with pauses."""
 
+import hashlib
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from pared.errors import InputError
+from pared.worlds.readers.items import report
 from pared.worlds.speech.audio import RATE
 
 PAUSE = (0.1, 0.6)  # seconds between utterances
@@ -34,6 +37,43 @@ class Utterances(Protocol):
     def identity(self) -> str:
         """A short text that changes when the utterances change."""
         ...
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some utterances of a corpus, by their numbers in it.
+
+    Attributes:
+        speech: the corpus.
+        indices: what is taken of it, in order.
+    """
+
+    speech: Utterances
+    indices: list[int]
+
+    @property
+    def transcripts(self) -> list[str | None]:
+        """What is said; None where it isn't known."""
+        transcripts = self.speech.transcripts
+        return [transcripts[index] for index in self.indices]
+
+    @property
+    def speakers(self) -> list[str | None]:
+        """Who says it; None where it isn't known."""
+        speakers = self.speech.speakers
+        return [speakers[index] for index in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def waveform(self, index: int) -> Tensor:
+        """See `Utterances`."""
+        return self.speech.waveform(self.indices[index])
+
+    def identity(self) -> str:
+        """A short text that changes when the corpus or the choice changes."""
+        told = self.speech.identity(), self.indices
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 class Talkers:
@@ -74,6 +114,10 @@ class Talkers:
                     f"the speaker {name!r} has only one utterance; enrolment takes another one, so "
                     "each speaker needs two at least."
                 )
+
+    def only_ones(self) -> list[int]:
+        """Utterances whose speakers have no other."""
+        return [own[0] for own in self.utterances if len(own) == 1]
 
     def speaker_of(self, utterance: int) -> int:
         """The number of who says an utterance."""
@@ -129,6 +173,27 @@ class Talkers:
         speakers = [others[number] for number in drawn]
         tracks = torch.stack([self.passage(one, samples, generator) for one in speakers])
         return (tracks / tracks.square().mean(dim=1, keepdim=True).sqrt().clamp(min=1e-9)).sum(0)
+
+
+def enrollable(speech: Utterances, source: str, on_bad: str) -> Utterances:
+    """Leave out who has one utterance alone: enrolment takes another than the one to be heard.
+
+    Args:
+        speech: whose speakers are known.
+        source: what the user asked to read, for messages.
+        on_bad: "refuse" or "skip" such speakers.
+
+    Raises:
+        InputError: there are some, and they are to be refused; there is nobody else; or it isn't
+            known who speaks.
+    """
+    alone = Talkers(speech).only_ones()
+    if not alone:
+        return speech
+    speakers = speech.speakers
+    faults = [f"number {n} (the only one of the speaker {speakers[n]!r})" for n in alone]
+    report(source, faults, len(speech), on_bad, "another of its speaker to enrol by")
+    return Chosen(speech, sorted(set(range(len(speech))) - set(alone)))
 
 
 def pitched(waveform: Tensor, factor: float) -> Tensor:
