@@ -21,8 +21,9 @@ is for training, from scratch or from a pretrained encoder. Whisper has no paddi
 mean includes the silence behind the speech. WavLM isn't served: its first attention makes a bias of
 positions that all later ones get handed on, so they can't be replaced one by one. Measured here:
 the sinusoids hold a Conformer of a million parameters back for a good part of a short training,
-which `positions=none` spares it; the default is the paper's all the same. Not verified: error rates
-at the paper's scale.
+which `positions=none` spares it; the default is the paper's all the same. The claim of errors below
+is measured without them, and both are in the table of recognisers. Not verified: error rates at the
+paper's scale.
 """
 
 from typing import Any, Literal
