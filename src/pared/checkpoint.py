@@ -29,6 +29,7 @@ from torch import nn
 from pared import anatomy, info, method
 from pared.anatomy.intact import require_intact, watching
 from pared.errors import InputError
+from pared.nn.modes import in_eval_mode
 
 SIDECAR = "pared.json"
 # What configurations call the number of blocks.
@@ -154,11 +155,8 @@ def fingerprint(model: nn.Module) -> list[float] | None:
         return None
     family = anatomy.of(model)
     example = family.example(generator=torch.Generator().manual_seed(0), **family.brief)
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), in_eval_mode(model):
         output = family.run(model, *example).float().flatten()
-    model.train(training)
     return [float(x) for x in output[:: max(1, len(output) // 8)][:8]]
 
 

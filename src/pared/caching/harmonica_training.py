@@ -36,6 +36,7 @@ from pared.caching.harmonica_soft import Mixing, ProxyReading, Router, ends, iep
 from pared.caching.harmonica_tables import Routing, cur_of, require_possible
 from pared.caching.trajectory import Condition, Conditions, Point, Trajectories
 from pared.errors import InputError
+from pared.nn.modes import in_eval_mode
 from pared.training import Run, checkpoints, generator_for
 from pared.training.loop import Log, interruptible
 
@@ -327,13 +328,11 @@ def _require(family: Family, settings: RouterTraining) -> None:
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Within the context a model is in eval mode and has no gradients."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = [module for module in model.modules() if module.training]
-    model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     try:
-        yield
+        with in_eval_mode(model):
+            yield
     finally:
-        for module in training:
-            module.training = True
         for parameter in learning:
             parameter.requires_grad_(True)
 

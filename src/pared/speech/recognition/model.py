@@ -1,8 +1,6 @@
 """A recogniser: a CTC model of transformers, what makes its inputs, and what names its classes."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from pared import checkpoint
 from pared.errors import InputError
+from pared.nn.modes import in_eval_mode
 from pared.objectives.ctc import frame_lengths
 from pared.speech.encoders import inputs_of, save
 
@@ -90,7 +89,7 @@ class Recogniser:
             name: value.to(weights.device, weights.dtype if value.is_floating_point() else None)
             for name, value in batch.items()
         }
-        with _in_eval_mode(self.model):
+        with in_eval_mode(self.model):
             logits: Tensor = self.model(**given).logits[0]
         if "attention_mask" in given:
             logits = logits[: int(frame_lengths(self.model, lengths))]
@@ -99,18 +98,6 @@ class Recogniser:
     def save(self, folder: str | Path) -> None:
         """Write an ordinary transformers folder; a converted model gets its `pared.json`."""
         save(self.model, folder, self.extractor, self.tokenizer)
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within the context a model is in eval mode; behind it every part as it was."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Recogniser:
