@@ -75,6 +75,19 @@ class Sound(NamedTuple):
     needs: str
 
 
+# Kinds of data that have a use for a setting, of the settings that not all have a use for.
+USED_BY = {
+    "drop": ("latents", "tasks"),
+    "balance": ("image-text", "images", "latents"),
+    "vae": ("latents",),
+    "text_encoder": ("latents",),
+    "utterances": ("transcripts", "mixtures", "recordings"),
+    "snr": ("transcripts",),
+    "extractor": ("transcripts", "recordings"),
+    "mixing": ("mixtures",),
+    "seconds": ("mixtures", "recordings"),
+    "noises": ("mixtures", "transcripts"),
+}
 SOUNDS = {
     "transcripts": Sound("ctc", "pared.speech.recognition.training", "transcripts"),
     "mixtures": Sound("enhancement", "pared.speech.streaming_pse.training", "voices"),
@@ -217,6 +230,28 @@ class Recipe(_Table):
     pipeline: PipelineTable | None = None
 
     @model_validator(mode="after")
+    def _of_use(self) -> "Recipe":
+        for name, kinds in USED_BY.items():
+            given = name in self.data.model_fields_set and getattr(self.data, name)
+            if given and self.data.kind not in kinds:
+                raise ValueError(
+                    f"data of kind {self.data.kind!r} have no use for {name}, only "
+                    f"{', '.join(kinds)}; leave {name} out"
+                )
+        begun = {
+            "model.config": self.model.config,
+            "data.vae": self.data.vae,
+            "data.text_encoder": self.data.text_encoder,
+            "pipeline": self.pipeline,
+        }
+        twice = [name for name, value in begun.items() if value]
+        if twice and self.model.from_ and self.data.kind not in SOUNDS:
+            raise ValueError(
+                f"the pipeline to start from has its own; leave {' and '.join(twice)} out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _encoders(self) -> "Recipe":
         encoders = self.data.vae and self.data.text_encoder and self.pipeline
         if self.data.kind == "latents" and not (self.model.from_ or encoders):
@@ -253,11 +288,8 @@ class Recipe(_Table):
                 )
         if self.data.kind in SOUNDS and self.data.source == EMOJI:
             raise ValueError("emoji say nothing; give a source such as speech:sentences")
-        heard = self.data.kind == "transcripts" and self.data.snr is not None
-        if self.data.noises is not None and not (heard or self.data.kind == "mixtures"):
-            raise ValueError(
-                "noises go with kind 'mixtures', or with 'transcripts' at an snr such as [5, 25]"
-            )
+        if self.data.noises is not None and self.data.kind == "transcripts" and not self.data.snr:
+            raise ValueError("noises among transcripts need an snr, such as [5, 25]; give one")
         return self
 
     @model_validator(mode="after")
