@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,55 @@ def test_loss_falls_and_is_logged(tmp_path):
     first, last = (line["near"] + line["far"] for line in (lines[0], lines[-1]))
     assert last < 0.5 * first
     assert abs(lines[-1]["near"] - 3 * lines[-1]["far"]) < 1e-6
+
+
+class Breaks(Fit):
+    """Without a finite gradient, though with a finite loss, at some steps."""
+
+    def __init__(self, steps) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def at_step(self, step: int) -> None:
+        self.now = step
+
+    def forward(self, model, batch, generator):
+        terms = super().forward(model, batch, generator)
+        if self.now in self.steps:
+            terms["near"] = terms["near"] + 0 * (terms["far"] - terms["far"]).sqrt()
+        return terms
+
+
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_a_step_without_finite_gradients_is_not_taken(tmp_path, clip):
+    model, weights = net(), []
+
+    def note(step, terms):
+        assert all(map(math.isfinite, terms.values()))
+        weights.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone())
+
+    chosen = settings(steps=10, clip=clip, ema=None, weight_decay=0.1, log_every=2)
+    train(model, Breaks({4, 5}), Points(), chosen, tmp_path, note)
+    moved = [not torch.equal(a, b) for a, b in pairwise(weights)]
+    assert moved == [True] * 3 + [False] * 2 + [True] * 4
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line.get("skipped") for line in lines] == [None, None, 2, 2, 2]
+
+
+def test_training_ends_where_gradients_stay_not_finite(tmp_path):
+    model, last = net(), {}
+
+    def note(step, terms):
+        last.update(step=step)
+
+    told = (
+        "no finite gradients in 50 steps up to 70, where the learning rate is 0.01 and precision "
+        "'no'; lower learning_rate, or"
+    )
+    with pytest.raises(InputError, match=told):
+        train(model, Breaks(range(20, 99)), Points(), settings(steps=99), tmp_path, note)
+    assert last["step"] == 69
+    assert all(p.isfinite().all() for p in model.parameters())
 
 
 SHAPES = {

@@ -1,6 +1,7 @@
 """One training loop for all that trains here: pretraining, healing, tuning. It knows no method."""
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,9 @@ from pared.training.settings import TrainingSettings
 
 # What accelerate puts on a model.
 WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")
+# Steps in a row that may be without finite gradients before training gives up; the scale of float16
+# needs a dozen at its start.
+PATIENCE = 50
 # (model, batch, generator) -> named loss terms, already weighted; their sum is minimised.
 Terms = dict[str, Tensor]
 
@@ -60,6 +64,9 @@ def train(
     run that was killed and resumed ends with the same weights as one that was not (bit for bit on
     CPU).
 
+    A step whose gradients aren't finite leaves the weights as they are. `log.jsonl` counts such
+    steps as `skipped`.
+
     Args:
         model: the module whose `settings.trainable` parameters are optimised. At the end it carries
             the averaged weights where `settings.ema` is set.
@@ -77,7 +84,8 @@ def train(
         InputError: the model has no gradient checkpointing, which the settings ask for; no
             parameter matches `trainable`; the batch doesn't divide over the processes; the folder
             holds another run: of other settings or data, or begun from other weights, conversions,
-            or another objective.
+            or another objective; or, in the midst of training, its gradients aren't finite any
+            more.
     """
     with released(model):
         run = _Run.prepare(model, objective, data, settings, Path(folder), accelerator)
@@ -96,8 +104,9 @@ def train(
                     bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
                 if step % settings.log_every == 0 or step == settings.steps:
                     rate = {"rate": settings.rate(step - 1)}
-                    log.write(step, means | rate, time.monotonic() - start)
-                    run.accelerator.log(means, step=step)
+                    skipped = {"skipped": run.skipped} if run.skipped else {}
+                    log.write(step, means | rate | skipped, time.monotonic() - start)
+                    run.accelerator.log(means | skipped, step=step)
                 if on_step is not None:
                     on_step(step, means)
                 if step % settings.checkpoint_every == 0 and step < settings.steps:
@@ -125,6 +134,8 @@ class _Run:
     settings: TrainingSettings
     folder: Path
     beginning: Beginning
+    skipped: int = 0  # steps without finite gradients, since this process began
+    skipped_in_row: int = 0
 
     @classmethod
     def prepare(
@@ -242,14 +253,31 @@ class _Run:
             for name, value in terms.items():
                 share = value.detach().float() / settings.accumulation
                 totals[name] = totals.get(name, 0) + share
-        if settings.clip is not None:
-            trained = [p for p in self.prepared.parameters() if p.requires_grad]
-            accelerator.clip_grad_norm_(trained, settings.clip)
-        self.optimizer.step()
+        trained = [p for p in self.prepared.parameters() if p.requires_grad]
+        norm = accelerator.clip_grad_norm_(trained, settings.clip or math.inf)
+        self.note(step, finite=norm is None or math.isfinite(norm))  # DeepSpeed may give None
+        # One step along NaN ends all weights. Float16's scaler skips it, and lowers its scale.
+        if not self.skipped_in_row or self.optimizer.scaler is not None:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(step + 1)
         return totals
+
+    def note(self, step: int, finite: bool) -> None:
+        """Count steps whose gradients aren't finite.
+
+        Raises:
+            InputError: there were too many in a row.
+        """
+        self.skipped += not finite
+        self.skipped_in_row = 0 if finite else self.skipped_in_row + 1
+        if self.skipped_in_row == PATIENCE:
+            raise InputError(
+                f"no finite gradients in {PATIENCE} steps up to {step + 1}, where the learning "
+                f"rate is {self.settings.rate(step):.3g} and precision "
+                f"{self.settings.precision!r}; lower learning_rate, or choose precision 'no'."
+            )
 
     def read(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """Loss terms as numbers, averaged over the processes."""
