@@ -168,7 +168,8 @@ def write_errors(
             run["noisy"].rate / max(base["noisy"].rate, 1e-9)
             for run, base in zip(found[arm], found[BASE], strict=True)
         ]
-        record.write(arm, [seeded.claim(arm, key, ratios, options.seeds, told)])
+        note = f"{told} Without the paper's sinusoids." if arm == MEAN else told
+        record.write(arm, [seeded.claim(arm, key, ratios, options.seeds, note)])
 
 
 # A step of training -----------------------------------------------------------------------------
@@ -289,6 +290,13 @@ def conditions(options: argparse.Namespace, what: str) -> dict[str, list[dict[st
         "training steps": {"precision": {"no": "float32"}.get(precision, precision)},
         "lengths": {"memory that an utterance may take": f"{options.gigabytes} GiB"},
     }[what]
+    return described(options, what, told)
+
+
+def described(
+    options: argparse.Namespace, what: str, told: dict[str, str]
+) -> dict[str, list[dict[str, str]]]:
+    """A table of how something was measured: what is told of it, and what is always told."""
     told = {
         "command": record.command(),
         "recipe": os.path.relpath(options.recipe, record.ROOT),

@@ -171,6 +171,10 @@ def test_claims_are_ratios_of_errors_in_noise_paired_by_seed(bench, tmp_path):
     assert (mean.key, mean.ours, mean.holds) == ("errors-over-attention", 1.125, False)
     assert rope.spread == pytest.approx(0.5**1.5, abs=1e-4)
     assert rope.seeds == mean.seeds == (3, 5)
+    assert [claim.note.endswith("Without the paper's sinusoids.") for claim in (rope, mean)] == [
+        False,
+        True,
+    ]
 
 
 def test_what_is_judged_is_held_out_in_noise_and_without(bench, tmp_path, monkeypatch):
