@@ -126,7 +126,7 @@ class Breaks(Fit):
 
 
 @pytest.mark.parametrize("clip", [1.0, None])
-def test_a_step_without_finite_gradients_is_not_taken(tmp_path, clip):
+def test_a_step_without_finite_gradients_is_not_taken(tmp_path, clip, capsys):
     model, weights = net(), []
 
     def note(step, terms):
@@ -139,6 +139,7 @@ def test_a_step_without_finite_gradients_is_not_taken(tmp_path, clip):
     assert moved == [True] * 3 + [False] * 2 + [True] * 4
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line.get("skipped") for line in lines] == [None, None, 2, 2, 2]
+    assert "Left out 2 steps that had no finite gradients." in "".join(capsys.readouterr())
 
 
 def test_training_ends_where_gradients_stay_not_finite(tmp_path):

@@ -65,7 +65,7 @@ def train(
     CPU).
 
     A step whose gradients aren't finite leaves the weights as they are. `log.jsonl` counts such
-    steps as `skipped`.
+    steps of the process as `skipped`, and the end tells their number.
 
     Args:
         model: the module whose `settings.trainable` parameters are optimised. At the end it carries
@@ -288,6 +288,9 @@ class _Run:
         """Close trackers, tell how to go on or put the averaged weights in, leave training mode."""
         if self.settings.trackers:
             self.accelerator.end_training()
+        if self.skipped and self.main:
+            steps = "1 step" if self.skipped == 1 else f"{self.skipped} steps"
+            tqdm.write(f"Left out {steps} that had no finite gradients.")
         if step < self.settings.steps:
             if self.main:
                 tqdm.write(
