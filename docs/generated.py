@@ -431,7 +431,7 @@ MEASURED = {
         "parameters, and frames of 20 ms in sentences of three seconds make 150 of them, so that "
         "the feed-forwards decide the time; what grows with length shows in the last tables, up "
         "to ten minutes, where *exponent* is the p of c length^p, over lengths that every arm can "
-        "take.",
+        "take. [SummaryMixing's page](methods/summarymixing-asr.md) has what makes for its errors.",
     ),
 }
 
