@@ -230,28 +230,6 @@ class Recipe(_Table):
     pipeline: PipelineTable | None = None
 
     @model_validator(mode="after")
-    def _of_use(self) -> "Recipe":
-        for name, kinds in USED_BY.items():
-            given = name in self.data.model_fields_set and getattr(self.data, name)
-            if given and self.data.kind not in kinds:
-                raise ValueError(
-                    f"data of kind {self.data.kind!r} have no use for {name}, only "
-                    f"{', '.join(kinds)}; leave {name} out"
-                )
-        begun = {
-            "model.config": self.model.config,
-            "data.vae": self.data.vae,
-            "data.text_encoder": self.data.text_encoder,
-            "pipeline": self.pipeline,
-        }
-        twice = [name for name, value in begun.items() if value]
-        if twice and self.model.from_ and self.data.kind not in SOUNDS:
-            raise ValueError(
-                f"the pipeline to start from has its own; leave {' and '.join(twice)} out"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _encoders(self) -> "Recipe":
         encoders = self.data.vae and self.data.text_encoder and self.pipeline
         if self.data.kind == "latents" and not (self.model.from_ or encoders):
@@ -290,6 +268,28 @@ class Recipe(_Table):
             raise ValueError("emoji say nothing; give a source such as speech:sentences")
         if self.data.noises is not None and self.data.kind == "transcripts" and not self.data.snr:
             raise ValueError("noises among transcripts need an snr, such as [5, 25]; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _of_use(self) -> "Recipe":
+        for name, kinds in USED_BY.items():
+            given = name in self.data.model_fields_set and getattr(self.data, name)
+            if given and self.data.kind not in kinds:
+                raise ValueError(
+                    f"data of kind {self.data.kind!r} have no use for {name}, only "
+                    f"{', '.join(kinds)}; leave {name} out"
+                )
+        begun = {
+            "model.config": self.model.config,
+            "data.vae": self.data.vae,
+            "data.text_encoder": self.data.text_encoder,
+            "pipeline": self.pipeline,
+        }
+        twice = [name for name, value in begun.items() if value]
+        if twice and self.model.from_ and self.data.kind not in SOUNDS:
+            raise ValueError(
+                f"the pipeline to start from has its own; leave {' and '.join(twice)} out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -152,9 +152,9 @@ def test_nothing_valid_gives_no_nan(mode, windowed):
 
 @pytest.mark.parametrize("mode", STREAMING)
 def test_permuted_frames_give_permuted_results(mode):
-    mixer, x = built(mode), frames()
+    mixer, x = built(mode, dtype=torch.float64), frames(dtype=torch.float64)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(mixer(x[:, order]), mixer(x)[:, order], rtol=0, atol=1e-6)
+    torch.testing.assert_close(mixer(x[:, order]), mixer(x)[:, order], rtol=0, atol=1e-12)
 
 
 def test_lite_gives_all_frames_the_same():
@@ -179,8 +179,8 @@ def test_heads_are_block_diagonal_weights():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mask_of_ones_is_no_mask(mode):
-    mixer, x = built(mode), frames()
-    torch.testing.assert_close(mixer(x, None, torch.ones(30, 30)), mixer(x), rtol=0, atol=1e-6)
+    mixer, x = built(mode, dtype=torch.float64), frames(dtype=torch.float64)
+    torch.testing.assert_close(mixer(x, None, torch.ones(30, 30)), mixer(x), rtol=0, atol=1e-12)
 
 
 def test_chunks_of_one_frame_give_a_running_mean():
