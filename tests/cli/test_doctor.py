@@ -6,6 +6,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 import pared
 from pared.cli import doctor
@@ -33,6 +35,21 @@ def test_text(run, monkeypatch):
     assert "clip" in rows["house models"]
     assert "GiB free" in rows["disk here"]
     assert set(doctor.LIBRARIES) <= set(rows)
+
+
+def test_bfloat16_that_is_wrong_comes_with_its_remedy(run, monkeypatch):
+    """Tests run without AMX, so that it is right whatever they run on."""
+    assert "WRONG" not in run("doctor").stdout
+    own = F.conv1d
+
+    def wrong(x, *given, **named):
+        y = own(x, *given, **named)
+        return y.roll(1, dims=1) if x.dtype == torch.bfloat16 else y
+
+    monkeypatch.setattr(F, "conv1d", wrong)
+    told = "torch gets it WRONG here: set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment"
+    assert told in run("doctor").stdout
+    assert json.loads(run("doctor", "--json").stdout)["devices"][0]["bf16_right"] is False
 
 
 def test_json(run):

@@ -39,6 +39,9 @@ OPTIONAL = {
     "sounddevice": ("microphone", "enhancing what a microphone hears"),
 }
 
+# Makes oneDNN, by which torch multiplies on processors, leave the matrix units (AMX) alone.
+WITHOUT_AMX = "ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16"
+
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
@@ -87,6 +90,7 @@ def _torch() -> dict[str, Any]:
     from pared.bench import host
 
     cpu = {"name": "cpu", "model": host.cpu_name(), "bf16": _cpu_bf16()}
+    cpu["bf16_right"] = _bf16_is_right()
     return {
         "devices": [cpu, *_accelerators(torch)],
         "threads": {"torch": torch.get_num_threads(), "cores": host.usable_cores()},
@@ -99,6 +103,23 @@ def _cpu_bf16() -> bool:
 
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _bf16_is_right() -> bool:
+    """Whether the processor's bfloat16 convolutions give what those in float32 give.
+
+    Some versions of oneDNN get them wrong by means of AMX: grouped ones wholly, as the positions of
+    wav2vec 2.0 are, and products whose inner size isn't a multiple of 32 may come out as NaN
+    (github.com/uxlfoundation/oneDNN/issues/5717).
+    """
+    import torch
+    import torch.nn.functional as F
+
+    rng = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(size, generator=rng).bfloat16() for size in ((1, 32, 25), (32, 8, 8)))
+    right = F.conv1d(x.float(), w.float(), padding=4, groups=4)
+    found = F.conv1d(x, w, padding=4, groups=4).float()
+    return bool((found - right).norm() < 0.05 * right.norm())
 
 
 def _accelerators(torch: Any) -> list[dict[str, Any]]:
@@ -154,6 +175,8 @@ def _print(found: dict[str, Any]) -> None:
         ]
         if "bf16" in device:
             parts.append("bfloat16 native" if device["bf16"] else "bfloat16 only emulated (slow)")
+        if not device.get("bf16_right", True):
+            parts.append(f"but torch gets it WRONG here: set {WITHOUT_AMX} in the environment")
         line(device["name"], ", ".join(filter(None, parts)))
     if threads := found["threads"]:
         line("threads", f"{threads['torch']} used by torch, {threads['cores']} cores usable")
