@@ -109,20 +109,35 @@ def errors(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         for arm in options.only or ARMS:
             plan = planned(options, arm, seed)
-            recipe.check(plan)
-            folder = options.folder / f"{arm}-{seed}-{seeded.digest(seeded.told(plan))}"
-            recogniser = training.run(plan, folder, built)
-            if recogniser is None:
-                raise SystemExit("stopped; the same command goes on")
-            if options.only:
-                continue
-            row = {}
-            for what, snr in (("noisy", plan.data.snr), ("clean", None)):
-                row[what] = errors_of(recogniser, said.transcripts, sounds_of(said, snr))
-                print(arm, seed, what, f"{row[what].rate:.4f}", flush=True)
-            found[arm].append(row)
+            recogniser = trained(plan, place_of(options, arm, plan))
+            if not options.only:
+                found[arm].append(misheard(recogniser, said, plan, f"{arm} {seed}"))
     if not options.only:
         write_errors(found, said.speakers, options)
+
+
+def place_of(options: argparse.Namespace, name: str, plan: recipe.Recipe) -> Path:
+    """Where a training lies: another recipe has another folder."""
+    return options.folder / f"{name}-{plan.model.seed}-{seeded.digest(seeded.told(plan))}"
+
+
+def trained(plan: recipe.Recipe, folder: Path) -> Recogniser:
+    """What a recipe trains; if it was interrupted, the script ends."""
+    recipe.check(plan)
+    if (recogniser := training.run(plan, folder, built)) is None:
+        raise SystemExit("stopped; the same command goes on")
+    return recogniser
+
+
+def misheard(
+    recogniser: Recogniser, said: Speech | Corpus, plan: recipe.Recipe, label: str
+) -> dict[str, WordErrors]:
+    """The errors in noise as in training, and without, by these words; rates are printed."""
+    found = {}
+    for what, snr in (("noisy", plan.data.snr), ("clean", None)):
+        found[what] = errors_of(recogniser, said.transcripts, sounds_of(said, snr))
+        print(label, what, f"{found[what].rate:.4f}", flush=True)
+    return found
 
 
 def write_errors(

@@ -21,11 +21,12 @@ import asr
 import record
 import seeded
 import torch
-from recognised import errors_of, sounds_of
+from recognised import sounds_of
 from torch import Tensor
 
 from pared import recipe
-from pared.speech.recognition import Recogniser, training
+from pared.speech.recognition import Recogniser
+from pared.worlds.readers.speech import Corpus
 from pared.worlds.speech import Speech
 
 ERRORS, MAPS = "what makes for errors", "attention maps of the widened base"
@@ -39,21 +40,21 @@ class Variant(NamedTuple):
     Attributes:
         told: what is changed, for the table.
         over: the arm that it changes.
-        settings: of SummaryMixing, over the arm's; None leaves attention.
+        settings: of the arm's method, after its own.
         config: entries of the model's configuration, over the recipe's.
     """
 
     told: str
     over: str
-    settings: str | None = None
+    settings: str = ""
     config: Mapping[str, Any] = MappingProxyType({})
 
 
 CONVOLUTIONS = {"conv_depthwise_kernel_size": WIDE}
 VARIANTS = {
-    "wide-relative": Variant(f"convolutions of {WIDE} frames", asr.BASE, None, CONVOLUTIONS),
-    "wide-mean": Variant(f"convolutions of {WIDE} frames", asr.MEAN, "", CONVOLUTIONS),
-    "unplaced": Variant("no positions", asr.BASE, None, {"position_embeddings_type": ""}),
+    "wide-relative": Variant(f"convolutions of {WIDE} frames", asr.BASE, config=CONVOLUTIONS),
+    "wide-mean": Variant(f"convolutions of {WIDE} frames", asr.MEAN, config=CONVOLUTIONS),
+    "unplaced": Variant("no positions", asr.BASE, config={"position_embeddings_type": ""}),
     "near": Variant(f"a mean over {2 * REACH + 1} frames", asr.MEAN, f",window={REACH}"),
     "early": Variant("in the first half of the blocks alone", asr.MEAN, ",layers=[0,1]"),
 }
@@ -63,10 +64,9 @@ MAPPED = "wide-relative"
 
 def planned(options: argparse.Namespace, name: str) -> recipe.Recipe:
     """The recipe of a variant."""
-    variant, plan = VARIANTS[name], recipe.read(options.recipe, options.set)
-    dropout = plan.model.config.get("attention_dropout", 0.1)
-    mixer = f"{asr.MEAN}:dropout={dropout},positions=none{variant.settings}"
-    methods = () if variant.settings is None else (mixer,)
+    variant = VARIANTS[name]
+    plan = asr.planned(options, variant.over, options.seed)
+    methods = tuple(f"{spec}{variant.settings}" for spec in plan.model.methods)
     config = plan.model.config | dict(variant.config)
     return seeded.planned(plan, options.seed, methods=methods, config=config)
 
@@ -74,28 +74,28 @@ def planned(options: argparse.Namespace, name: str) -> recipe.Recipe:
 def trained(options: argparse.Namespace, name: str) -> tuple[Recogniser, float]:
     """A variant's recogniser, and its mean loss over the last tenth of the steps."""
     plan = planned(options, name)
-    recipe.check(plan)
-    folder = options.folder / f"{name}-{options.seed}-{seeded.digest(seeded.told(plan))}"
-    recogniser = training.run(plan, folder, asr.built)
-    if recogniser is None:
-        raise SystemExit("stopped; the same command goes on")
+    folder = asr.place_of(options, name, plan)
+    recogniser = asr.trained(plan, folder)
     lines = [json.loads(x) for x in (folder / "stage-1" / "log.jsonl").read_text().splitlines()]
     late = 0.9 * plan.stages[0].training.steps
     return recogniser, statistics.mean(line["ctc"] for line in lines if line["step"] > late)
 
 
-def errors(options: argparse.Namespace, said: Speech, recognisers: dict) -> list[dict[str, Any]]:
+def errors(
+    options: argparse.Namespace, said: Speech | Corpus, recognisers: dict
+) -> list[dict[str, Any]]:
     """A row for each variant: what it is, how well it learnt, and what it hears wrong."""
     rows = []
     for name, (recogniser, loss) in recognisers.items():
-        variant, plan = VARIANTS[name], planned(options, name)
-        row: dict[str, Any] = {"attention": variant.over, "changed": variant.told}
-        row["CTC loss, last tenth of the steps"] = round(loss, 3)
-        for what, snr in (("noisy", plan.data.snr), ("clean", None)):
-            found = errors_of(recogniser, said.transcripts, sounds_of(said, snr))
-            row[f"WER, {what}"] = round(found.rate, 4)
-            print(name, what, f"{found.rate:.4f}", flush=True)
-        rows.append(row)
+        found = asr.misheard(recogniser, said, planned(options, name), name)
+        rows.append(
+            {
+                "attention": VARIANTS[name].over,
+                "changed": VARIANTS[name].told,
+                "CTC loss, last tenth of the steps": round(loss, 3),
+            }
+            | {f"WER, {what}": round(each.rate, 4) for what, each in found.items()}
+        )
     return rows
 
 

@@ -62,7 +62,7 @@ def test_what_variants_mix_by(reasons):
     options = argparse.Namespace(recipe=reasons.asr.RECIPE, set=[], seed=0)
 
     def encoder(name):
-        plan, training = reasons.planned(options, name), reasons.training
+        plan, training = reasons.planned(options, name), reasons.asr.training
         extractor = training.extractor_of(plan.data.extractor)
         found = training.started(plan.model, reasons.asr.built, extractor, training.Characters())
         return found.model.wav2vec2_conformer.encoder
