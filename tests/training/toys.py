@@ -3,10 +3,13 @@
 Also a script, for tests that kill it.
 """
 
+import atexit
+import os
 import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,14 +56,21 @@ def settings(**changes) -> TrainingSettings:
     return TrainingSettings(**(base | {"checkpoint_every": 7, "log_every": 5} | changes))
 
 
+def note_group(folder: Path) -> None:
+    """Write down whether this process still belongs to a group, and the threads that it has."""
+    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    rank = os.environ.get("RANK", "0")
+    (folder / f"end-{rank}.txt").write_text(f"{dist.is_initialized()} {' '.join(threads)}")
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    atexit.register(note_group, folder)  # runs after all that is registered later
     model = net()
     stop = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 
     def die(step: int, terms: dict[str, float]) -> None:
         if step == stop:
-            import os
             import signal
 
             os.kill(os.getpid(), getattr(signal, sys.argv[3]))

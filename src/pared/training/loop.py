@@ -26,6 +26,7 @@ from pared.training import checkpoints
 from pared.training.beginning import Beginning, beginning_of
 from pared.training.data import Bucketed, Dataset, Order, beside, generator_for, order_of
 from pared.training.ema import EMA
+from pared.training.processes import left_in_order
 from pared.training.recomputing import recompute
 from pared.training.settings import TrainingSettings
 
@@ -87,7 +88,7 @@ def train(
             or another objective; or, in the midst of training, its gradients aren't finite any
             more.
     """
-    with released(model):
+    with released(model), left_in_order() if accelerator is None else nullcontext():
         run = _Run.prepare(model, objective, data, settings, Path(folder), accelerator)
         start, step, means = time.monotonic(), run.resume(), {}
         every = settings.log_every if on_step is None else 1
@@ -286,8 +287,8 @@ class _Run:
 
     def finish(self, step: int) -> None:
         """Close trackers, tell how to go on or put the averaged weights in, leave training mode."""
-        if self.settings.trackers:
-            self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # `end_training` would take the processes apart
+            tracker.finish()
         if self.skipped and self.main:
             steps = "1 step" if self.skipped == 1 else f"{self.skipped} steps"
             tqdm.write(f"Left out {steps} that had no finite gradients.")

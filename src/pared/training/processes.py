@@ -1,10 +1,14 @@
 """The processes of a run, before and behind its training loop."""
 
-from collections.abc import Callable
+import atexit
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 
 
@@ -24,3 +28,23 @@ def saved_once(folder: Path, *writers: Callable[[Path], Any]) -> None:
         for write in writers:
             write(folder)
     this_process().wait_for_everyone()
+
+
+@contextmanager
+def left_in_order() -> Iterator[None]:
+    """After what the context holds went well, the process leaves its group before Python ends.
+
+    Otherwise a thread of gloo may free its last tensor while Python already ends, and abort a
+    process that has done all its work. One that failed leaves by itself: others may still wait for
+    it, and it would wait for them.
+    """
+    atexit.unregister(_leave)
+    yield
+    if this_process().num_processes > 1:
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    gc.collect()  # a wrapped model is part of cycles, and holds the group and its threads
