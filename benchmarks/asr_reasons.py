@@ -21,6 +21,7 @@ import asr
 import record
 import seeded
 import torch
+from maps import unlike_a_mean
 from recognised import sounds_of
 from torch import Tensor
 
@@ -113,7 +114,7 @@ def maps_of(recogniser: Recogniser, sounds: list[Tensor]) -> list[dict[str, Any]
         batch = recogniser.inputs([sound])
         batch.pop("input_lengths")
         maps = recogniser.model(**batch, output_attentions=True).attentions
-        found.append(torch.stack([unlike_a_mean(each[0]) for each in maps]))
+        found.append(torch.stack([marks_of(each[0]) for each in maps]))
     of_blocks = torch.stack(found).mean(dim=0)  # (blocks, heads, figures)
     return [
         {
@@ -127,12 +128,8 @@ def maps_of(recogniser: Recogniser, sounds: list[Tensor]) -> list[dict[str, Any]
     ]
 
 
-def unlike_a_mean(maps: Tensor) -> Tensor:
-    """Of each head: exp(entropy) over the frames, distance from the common map, and what is near.
-
-    The first is 1 and the second 0 where all frames weigh all alike. The distance of a frame's map
-    from the mean map of all frames is the share of its weight that lies elsewhere (total
-    variation).
+def marks_of(maps: Tensor) -> Tensor:
+    """Of each head: how its maps differ from a mean's, and the share that lies within 3 frames.
 
     Args:
         maps: (heads, frames, frames); rows sum to 1.
@@ -141,11 +138,8 @@ def unlike_a_mean(maps: Tensor) -> Tensor:
         (heads, 3).
     """
     frames = torch.arange(maps.shape[-1])
-    entropy = -torch.xlogy(maps, maps).sum(dim=-1)
-    apart = (maps - maps.mean(dim=-2, keepdim=True)).abs().sum(dim=-1) / 2
     near = maps * ((frames[:, None] - frames).abs() <= 3)
-    figures = (entropy.exp() / len(frames), apart, near.sum(dim=-1))
-    return torch.stack([each.mean(dim=-1) for each in figures], dim=-1)
+    return torch.cat([unlike_a_mean(maps), near.sum(dim=-1).mean(dim=-1, keepdim=True)], dim=-1)
 
 
 def main() -> None:

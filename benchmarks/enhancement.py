@@ -35,7 +35,7 @@ import record
 import seeded
 import torch
 import voiceprint
-from enhancement_marks import Figures, Judge
+from enhancement_marks import MEASURES, Figures, Judge
 from torch import Tensor
 
 from pared import recipe
@@ -99,7 +99,9 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.plan = options, options.plan
         self.voiceprints: dict[int, voiceprint.VoicePrint] = {}
-        self.judge = Judge(self.plan, options.clips, options.pairs, options.recogniser)
+        self.judge = Judge(
+            self.plan, options.clips, options.pairs, options.recogniser, options.measures
+        )
 
     @cached_property
     def data(self) -> Any:
@@ -290,6 +292,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=240, help="that are judged")
     parser.add_argument("--pairs", type=int, default=120, help="of talkers that are judged")
     parser.add_argument("--recogniser", default=RECOGNISER)
+    parser.add_argument(
+        "--measures", nargs="*", choices=MEASURES, help="beside SI-SDR; by default all"
+    )
     parser.add_argument("--model", help="enhancer of stream and example; house:streaming-pse")
     parser.add_argument("--minutes", type=float, default=10.0, help="of a timed stream")
     parser.add_argument(

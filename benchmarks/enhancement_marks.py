@@ -7,7 +7,7 @@ the recogniser isn't shipped. What was judged by other means has another digest.
 import hashlib
 import importlib.metadata
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -42,11 +42,20 @@ class Judge:
         plan: whose held-out voices are heard.
         clip_count: mixtures as the recipe mixes.
         pair_count: mixtures of two talkers.
-        recogniser: that counts words.
+        recogniser: that counts words; None for none.
+        wanted: of `MEASURES`; by default all.
     """
 
-    def __init__(self, plan: Recipe, clip_count: int, pair_count: int, recogniser: str) -> None:
-        self.measures, self.recogniser = measures(), recogniser_of(recogniser)
+    def __init__(
+        self,
+        plan: Recipe,
+        clip_count: int,
+        pair_count: int,
+        recogniser: str | None,
+        wanted: Iterable[str] | None = None,
+    ) -> None:
+        self.measures = measures(MEASURES if wanted is None else wanted)
+        self.recogniser = recogniser_of(recogniser)
         self.clips, self.pairs = clips(plan, clip_count), pairs(plan, pair_count)
 
     @cached_property
@@ -125,19 +134,23 @@ class Judge:
         }
 
 
-def measures() -> dict[str, list[str]]:
-    """The measures that can be taken here, each with what takes it; says which can't."""
+def measures(wanted: Iterable[str]) -> dict[str, list[str]]:
+    """Those of `MEASURES` that can be taken here, each with what takes it; says which can't."""
     found = {}
-    for measure, packages in MEASURES.items():
+    for measure in wanted:
         try:
-            found[measure] = [f"{each} {importlib.metadata.version(each)}" for each in packages]
+            found[measure] = [
+                f"{each} {importlib.metadata.version(each)}" for each in MEASURES[measure]
+            ]
         except importlib.metadata.PackageNotFoundError as error:
             print(f"{error.name} isn't installed; {measure} isn't measured")
     return found
 
 
-def recogniser_of(name: str) -> Recogniser | None:
-    """The one that counts words, the same for all; None where it isn't shipped."""
+def recogniser_of(name: str | None) -> Recogniser | None:
+    """The one that counts words, the same for all; None where none is wanted, or shipped."""
+    if name is None:
+        return None
     if name.startswith("house:") and name.removeprefix("house:") not in house.names():
         print(f"{name} isn't shipped; words aren't counted")
         return None

@@ -83,11 +83,11 @@ def test_a_map_of_a_mean_is_one_of_a_mean(reasons):
     frames = 10
     same = torch.full((frames, frames), 1 / frames)
     own = torch.eye(frames)
-    uniform, sharp = reasons.unlike_a_mean(torch.stack([same, own])).tolist()
+    uniform, sharp = reasons.marks_of(torch.stack([same, own])).tolist()
     near = sum(min(t + 3, 9) - max(t - 3, 0) + 1 for t in range(frames)) / frames
     assert uniform == pytest.approx([1, 0, near / frames], abs=1e-6)
     assert sharp == pytest.approx([1 / frames, 0.9, 1], abs=1e-6)
     # All to one frame, the same for each: as sharp as can be, and no different from one another.
     one = torch.zeros(1, frames, frames)
     one[..., 4] = 1
-    assert reasons.unlike_a_mean(one)[0].tolist() == pytest.approx([0.1, 0, 0.7], abs=1e-6)
+    assert reasons.marks_of(one)[0].tolist() == pytest.approx([0.1, 0, 0.7], abs=1e-6)

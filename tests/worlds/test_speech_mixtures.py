@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -325,6 +326,44 @@ def test_a_pitch_makes_another_talker_of_everyone_and_of_the_enrolment_the_same(
     assert all(peak not in map(tones.frequency, range(len(tones))) for peak in peaks)
 
 
+def test_in_moods_every_utterance_is_of_another_pitch_and_all_around_the_talkers():
+    """In mixture, interference and enrolment; to say nothing of moods draws nothing."""
+    talkers = Talkers(Tones(seconds=1.0))
+    steady, same, moody = (
+        talkers.strung([0], 12 * RATE, generator_for(0), 2.0, mood)
+        for mood in ((1.0, 1.0), (1.1, 1.1), (0.8, 1.25))
+    )
+    assert torch.equal(steady, talkers.strung([0], 12 * RATE, generator_for(0), 2.0))
+    assert torch.equal(same, talkers.strung([0], 12 * RATE, generator_for(0), 2.2))
+    assert tones_of(steady) == pytest.approx([220] * len(tones_of(steady)), abs=4)
+    found = tones_of(moody)
+    assert all(0.8 * 220 - 4 < tone < 1.25 * 220 + 4 for tone in found)
+    assert max(found) - min(found) > 40 and len(found) > 8
+
+    # Longer than what is heard of it, and far apart.
+    tones = Tones(speakers_count=6, each=2, seconds=3.0)
+    for one in draws(replace(PLAIN, enrolment_noise=0, mood=(0.8, 1.25)), 12, tones):
+        factors = []
+        for heard, who in (
+            (one.target, one.speaker),
+            (one.enrolment, one.speaker),
+            (one.interference, one.interferers[0]),
+        ):
+            peak = int(torch.fft.rfft(heard, RATE).abs().argmax())
+            factors.append(peak / tones.frequency(2 * who))
+        assert all(0.75 < factor < 1.4 for factor in factors)
+        assert max(factors) - min(factors) > 0.04  # the tones of one talker are not so far apart
+
+
+def tones_of(strung):
+    """The frequencies of tones between pauses."""
+    sounding = strung.unfold(0, 160, 160).abs().amax(dim=1) > 0
+    edges = [0, *(sounding[1:] != sounding[:-1]).nonzero().flatten().add(1).tolist()]
+    whole = [(a, b) for a, b in pairwise([*edges, len(sounding)]) if sounding[a] and b - a > 30]
+    pieces = [strung[160 * a : 160 * b] for a, b in whole]
+    return [int(torch.fft.rfft(piece, RATE).abs().argmax()) for piece in pieces]
+
+
 def test_pitch_is_that_of_a_recording_played_faster():
     tone = torch.sin(2 * math.pi * 200 * torch.arange(RATE) / RATE)
     higher = pitched(tone, 1.25)
@@ -374,6 +413,8 @@ class Anonymous(Tones):
         ({"t60": (0, 0.5)}, r"t60=\(0, 0\.5\).* times above 0"),
         ({"absent": 0.6, "alone": 0.6}, "exclude each other"),
         ({"pitch": (0.0, 1.0)}, r"pitch=\(0\.0, 1\.0\) doesn't work; factors are above 0"),
+        ({"mood": (0.0, 1.0)}, r"mood=\(0\.0, 1\.0\) doesn't work; factors are above 0"),
+        ({"mood": (1.2, 0.8)}, r"mood can't be from 1\.2 to 0\.8; swap them"),
     ],
 )
 def test_settings_that_dont_work(wrong, told):

@@ -13,6 +13,11 @@ class Draw:
         """A number between two bounds."""
         return low + (high - low) * torch.rand((), generator=self.generator).item()
 
+    def factor(self, bounds: tuple[float, float]) -> float:
+        """A number between two bounds; where they are the same nothing is drawn."""
+        low, high = bounds
+        return low if low == high else self.uniform(low, high)
+
     def chance(self, probability: float) -> bool:
         """True as often as the probability says."""
         return self.uniform(0, 1) < probability

@@ -49,6 +49,8 @@ class Mixing:
         enrolment_noise: chance that the enrolment is noisy too, with an SNR from `snr`.
         pitch: what every talker's frequencies are multiplied with, anew in each mixture, the same
             in the enrolment: of few voices it makes many. Babble keeps the voices as they are.
+        mood: what the frequencies of every single utterance are multiplied with beside, anew for
+            each, in mixture and enrolment: nobody says everything at one pitch.
     """
 
     interferers: tuple[int, int] = (0, 2)
@@ -63,11 +65,13 @@ class Mixing:
     enrolment_seconds: Range = (3.0, 10.0)
     enrolment_noise: float = 0.3
     pitch: Range = (1.0, 1.0)
+    mood: Range = (1.0, 1.0)
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (pydantic's own form)
 
     def __post_init__(self) -> None:
-        for name in ("interferers", "sir", "snr", "t60", "level", "enrolment_seconds", "pitch"):
+        ranges = ("interferers", "sir", "snr", "t60", "level", "enrolment_seconds", "pitch", "mood")
+        for name in ranges:
             bounds = getattr(self, name)
             if bounds is not None and bounds[0] > bounds[1]:
                 raise InputError(f"{name} can't be from {bounds[0]} to {bounds[1]}; swap them.")
@@ -80,8 +84,9 @@ class Mixing:
                 f"{self.enrolment_seconds} don't work; numbers of talkers are at least 0, and "
                 "times above 0."
             )
-        if self.pitch[0] <= 0:
-            raise InputError(f"pitch={self.pitch} doesn't work; factors are above 0.")
+        for name in ("pitch", "mood"):
+            if (factors := getattr(self, name))[0] <= 0:
+                raise InputError(f"{name}={factors} doesn't work; factors are above 0.")
         if self.absent + self.alone > 1:
             raise InputError(
                 f"absent={self.absent} and alone={self.alone} exclude each other and can't sum "
@@ -158,12 +163,12 @@ class Mixer:
         present = case >= mixing.absent
         alone = present and case < mixing.absent + mixing.alone
         others = () if alone else self._others(speaker, draw)
-        pitch, *pitches = (self._pitch(draw) for _ in (speaker, *others))
+        pitch, *pitches = (draw.factor(mixing.pitch) for _ in (speaker, *others))
 
-        dry = self.talkers.strung(said, self.samples, generator, pitch)
+        dry = self.talkers.strung(said, self.samples, generator, pitch, mixing.mood)
         dry = dry * level(draw, mixing.level) / rms(dry)
         spoken = [
-            self.talkers.passage(other, self.samples, generator, its)
+            self.talkers.passage(other, self.samples, generator, its, mixing.mood)
             for other, its in zip(others, pitches, strict=True)
         ]
         target, heard, interference = self._in_room(dry, spoken, draw)
@@ -197,7 +202,7 @@ class Mixer:
         """A recording of these utterances, which are of one speaker, (samples,)."""
         mixing, draw = self.mixing, Draw(generator)
         samples = round(draw.uniform(*mixing.enrolment_seconds) * RATE)
-        clean = self.talkers.strung(utterances, samples, generator, pitch)
+        clean = self.talkers.strung(utterances, samples, generator, pitch, mixing.mood)
         clean = clean * level(draw, mixing.level) / rms(clean)
         if mixing.snr is not None and draw.chance(mixing.enrolment_noise):
             noise = self.noise(samples, draw, self.talkers.speaker_of(utterances[0]))
@@ -217,10 +222,6 @@ class Mixer:
         order = torch.randperm(len(self.talkers), generator=draw.generator).tolist()
         order.remove(speaker)
         return tuple(order[: least + draw.below(most - least + 1)])
-
-    def _pitch(self, draw: Draw) -> float:
-        low, high = self.mixing.pitch
-        return low if low == high else draw.uniform(low, high)
 
     def _in_room(
         self, dry: Tensor, spoken: list[Tensor], draw: Draw

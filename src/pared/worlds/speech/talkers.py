@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from pared.errors import InputError
+from pared.worlds.draws import Draw
 from pared.worlds.readers.items import report
 from pared.worlds.speech.audio import RATE
 
 PAUSE = (0.1, 0.6)  # seconds between utterances
+STEADY = (1.0, 1.0)  # everything in one mood
 
 
 class Utterances(Protocol):
@@ -137,32 +139,37 @@ class Talkers:
         samples: int,
         generator: torch.Generator,
         pitch: float = 1.0,
+        mood: tuple[float, float] = STEADY,
     ) -> Tensor:
         """These utterances in turn, again from the first where they don't suffice, (samples,).
 
         They begin somewhere in the first half of the first one. `pitch` makes somebody else of the
-        speaker, see `pitched`.
+        speaker, see `pitched`; of `mood` each utterance has a factor of its own beside.
         """
-        pieces: list[Tensor] = []
+        draw, pieces = Draw(generator), list[Tensor]()
         length = turn = 0
         while length < samples:
-            piece = pitched(self.speech.waveform(utterances[turn % len(utterances)]), pitch)
+            said = self.speech.waveform(utterances[turn % len(utterances)])
+            piece = pitched(said, pitch * draw.factor(mood))
             if not pieces:
-                share = torch.rand((), generator=generator).item() / 2
-                piece = piece[int(share * len(piece)) :]
-            pause = PAUSE[0] + (PAUSE[1] - PAUSE[0]) * torch.rand((), generator=generator).item()
-            pieces += [piece, torch.zeros(round(pause * RATE))]
+                piece = piece[int(draw.uniform(0, 1) / 2 * len(piece)) :]
+            pieces += [piece, torch.zeros(round(draw.uniform(*PAUSE) * RATE))]
             length += len(pieces[-1]) + len(piece)
             turn += 1
         return torch.cat(pieces)[:samples]
 
     def passage(
-        self, speaker: int, samples: int, generator: torch.Generator, pitch: float = 1.0
+        self,
+        speaker: int,
+        samples: int,
+        generator: torch.Generator,
+        pitch: float = 1.0,
+        mood: tuple[float, float] = STEADY,
     ) -> Tensor:
         """Anything that a speaker says, (samples,); see `strung`."""
         own = self.utterances[speaker]
         order = torch.randperm(len(own), generator=generator).tolist()
-        return self.strung([own[place] for place in order], samples, generator, pitch)
+        return self.strung([own[place] for place in order], samples, generator, pitch, mood)
 
     def babble(
         self, voices: int, samples: int, generator: torch.Generator, without: int = -1
