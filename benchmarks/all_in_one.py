@@ -255,11 +255,7 @@ def main() -> None:
     tables = {
         name: rows,
         "what is kept": kept(bench, ours),
-        "conditions": [
-            {"what": "machine", "value": record.describe_machine(DEVICE)},
-            {"what": "command", "value": record.command()},
-            {"what": "commit", "value": record.commit()},
-        ],
+        "conditions": record.conditions({}, DEVICE),
     }
     record.write("all-in-one", (), tables)
     PICTURE.write_text(drawn(lines(bench, ours), rows))

@@ -13,7 +13,6 @@ it was. Writes results/asr.json, and the claims of both methods into their own f
 """
 
 import argparse
-import datetime
 import os
 import statistics
 from collections.abc import Sequence
@@ -300,27 +299,13 @@ POSITIONS = "relative; rotary; none; sinusoids added once"
 def conditions(options: argparse.Namespace, what: str) -> dict[str, list[dict[str, str]]]:
     """A table of how one part was measured; parts may be measured apart."""
     precision = planned(options, BASE, 0).stages[0].training.precision
-    told = {
+    told = {"recipe": os.path.relpath(options.recipe, record.ROOT)}
+    told |= {
         "word errors": {"the same in all arms": SAME, "positions": POSITIONS},
         "training steps": {"precision": {"no": "float32"}.get(precision, precision)},
         "lengths": {"memory that an utterance may take": f"{options.gigabytes} GiB"},
     }[what]
-    return described(options, what, told)
-
-
-def described(
-    options: argparse.Namespace, what: str, told: dict[str, str]
-) -> dict[str, list[dict[str, str]]]:
-    """A table of how something was measured: what is told of it, and what is always told."""
-    told = {
-        "command": record.command(),
-        "recipe": os.path.relpath(options.recipe, record.ROOT),
-        **told,
-        "machine": record.describe_machine(),
-        "commit": record.commit(),
-        "date": datetime.date.today().isoformat(),
-    }
-    return {f"conditions of {what}": [{"what": k, "value": v} for k, v in told.items()]}
+    return {f"conditions of {what}": record.conditions(told)}
 
 
 PARTS = {"errors": errors, "steps": steps, "lengths": lengths}

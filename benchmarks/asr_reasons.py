@@ -11,6 +11,7 @@ Writes results/summarymixing-asr.json.
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -158,9 +159,13 @@ def main() -> None:
     rows = errors(options, said, recognisers)
     recogniser, _ = recognisers[MAPPED]
     maps = maps_of(recogniser, sounds_of(said, planned(options, MAPPED).data.snr)[:100])
-    told = {"the same in all": asr.SAME, "seed": str(options.seed)}
-    tables = {ERRORS: rows, MAPS: maps} | asr.described(options, ERRORS, told)
-    record.write(asr.MEAN, (), tables)
+    told = {
+        "recipe": os.path.relpath(options.recipe, record.ROOT),
+        "the same in all": asr.SAME,
+        "seed": str(options.seed),
+    }
+    conditions = {f"conditions of {ERRORS}": record.conditions(told)}
+    record.write(asr.MEAN, (), {ERRORS: rows, MAPS: maps} | conditions)
 
 
 if __name__ == "__main__":

@@ -113,12 +113,7 @@ def main() -> None:
             for w in ways
         ],
         "where they don't work": reasons(findings),
-        "conditions": [
-            {"what": "versions", "value": versions()},
-            {"what": "command", "value": record.command()},
-            {"what": "machine", "value": record.describe_machine()},
-            {"what": "commit", "value": record.commit()},
-        ],
+        "conditions": record.conditions({"versions": versions()}),
     }
     record.write("cache-matrix", (), tables)
 

@@ -235,16 +235,10 @@ def main() -> None:
     }
     rows = list(rows_of(shallow, deep, models))
     print(*rows, *shallow.notes, *deep.notes, sep="\n", flush=True)
-    conditions = [
-        {"what": "command", "value": record.command()},
-        {"what": "machine", "value": record.describe_machine()},
-        {"what": "commit", "value": record.commit()},
-        {"what": "a call of the toy (microseconds)", "value": round(1e6 * shallow.plain)},
-    ]
-    conditions += [
-        {"what": f"a step of {name} (s)", "value": float(f"{model.step:.3g}")}
-        for name, model in models.items()
-    ]
+    told = {"a call of the toy (microseconds)": round(1e6 * shallow.plain)} | {
+        f"a step of {name} (s)": float(f"{model.step:.3g}") for name, model in models.items()
+    }
+    conditions = record.conditions(told)
     tables = {"what caches cost that skip nothing, FLUX": rows, "conditions": conditions}
     record.write("cache-overhead", (), tables)
 

@@ -11,13 +11,13 @@ average. A training that was stopped goes on where it was. Writes results/stream
 """
 
 import argparse
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-import asr
 import enhancement
 import record
 import torch
@@ -179,8 +179,13 @@ def main() -> None:
         {"changed": VARIANTS[name].told, **gains_of(bench, options.seeds)}
         for name, bench in benches.items()
     ]
-    told = {"the same in all": "float32", "seeds": ", ".join(map(str, options.seeds))}
-    tables = {GAINS: rows, MAPS: map_rows(options, benches)} | asr.described(options, GAINS, told)
+    told = {
+        "recipe": os.path.relpath(options.recipe, record.ROOT),
+        "the same in all": "float32",
+        "seeds": ", ".join(map(str, options.seeds)),
+    }
+    tables = {GAINS: rows, MAPS: map_rows(options, benches)}
+    tables[f"conditions of {GAINS}"] = record.conditions(told)
     record.write(enhancement.SLUG, (), tables)
 
 

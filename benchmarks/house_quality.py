@@ -7,7 +7,6 @@ Writes its tables into results/house.json.
 """
 
 import argparse
-import datetime
 
 import painting
 import record
@@ -96,10 +95,6 @@ def main() -> None:
             pictures = painting.painted(pipeline, world.captions, options.steps, options.guidance)
             rows.append(examiner.row(f"painted by house:{name}", split, world, pictures))
     conditions = {
-        "command": record.command(),
-        "machine": record.describe_machine(),
-        "commit": record.commit(),
-        "date": datetime.date.today().isoformat(),
         "steps": options.steps,
         "guidance": options.guidance,
         "captions to choose from": len(examiner.captions),
@@ -108,7 +103,7 @@ def main() -> None:
     tables = {
         "Retrieval": rows,
         "The autoencoder": errors,
-        "Conditions": [{"what": what, "value": value} for what, value in conditions.items()],
+        "Conditions": record.conditions(conditions),
     }
     print(record.write("house", (), tables))
 

@@ -7,7 +7,6 @@ All voices and all sentences are held out. Writes its tables into results/house.
 """
 
 import argparse
-import datetime
 from typing import Any
 
 import record
@@ -78,15 +77,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=240, help="mixtures that are judged")
     parser.add_argument("--pairs", type=int, default=120, help="of talkers that are judged")
     options = parser.parse_args()
-    conditions = {
-        "command": record.command(),
-        "judged": f"{options.clips} mixtures as in training, {options.pairs} pairs of talkers",
-        "machine": record.describe_machine(),
-        "commit": record.commit(),
-        "date": datetime.date.today().isoformat(),
-    }
+    judged = f"{options.clips} mixtures as in training, {options.pairs} pairs of talkers"
     tables = {name: rows for part in options.parts for name, rows in PARTS[part](options).items()}
-    tables["Conditions of speech"] = [{"what": k, "value": v} for k, v in conditions.items()]
+    tables["Conditions of speech"] = record.conditions({"judged": judged})
     print(record.write("house", (), tables))
 
 

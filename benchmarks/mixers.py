@@ -112,10 +112,7 @@ def main() -> None:
             memory[name] = [(p["tokens"], round(p["bytes"] / 2**20, 1)) for p in found]
         tables = {
             title: [rows[name] for name in layers if name in rows],
-            "conditions": [
-                {"what": "machine", "value": record.describe_machine()},
-                {"what": "commit", "value": record.commit()},
-            ],
+            "conditions": record.conditions({}),
         }
         curves = {
             f"time of {title}": record.curves("image tokens", "seconds", times),

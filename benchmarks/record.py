@@ -119,6 +119,22 @@ def points(
     return {"x": x, "y": y, "log": log, "points": {n: list(p) for n, p in groups.items()}}
 
 
+def conditions(told: Mapping[str, Any], device: str | torch.device = "cpu") -> list[dict[str, Any]]:
+    """A table of how something was measured: what is told of it, and what is always told.
+
+    Args:
+        told: values by what they are of.
+        device: that it was measured on.
+    """
+    always = {
+        "machine": describe_machine(device),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+    rows = {"command": command(), **told, **always}
+    return [{"what": what, "value": value} for what, value in rows.items()]
+
+
 def command() -> str:
     """The command that runs, from the root of the checkout, without what only sums up.
 

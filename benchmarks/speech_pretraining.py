@@ -186,10 +186,8 @@ def conditions(options: argparse.Namespace) -> list[dict[str, str]]:
         "LSTM probe": f"2 layers of {TASKS['words'].units} units in either direction, Adam at "
         f"{TASKS['words'].rate:g}; words by CTC, intents by the mean over frames",
         "intents": f"{len(wanted)}; the commonest has a share of {common:.2f}",
-        "machine": record.describe_machine(),
-        "commit": record.commit(),
     }
-    return [{"what": what, "value": value} for what, value in told.items()]
+    return record.conditions(told)
 
 
 PARTS = {"probes": probes, "steps": steps, "lengths": lengths}
