@@ -4,10 +4,11 @@
     python benchmarks/enhancement_reasons.py --only moods --arms cross
 
 Both are trained as benchmarks/enhancement.py trains them, but in float32, which is quicker on
-CPUs; once as there, once for longer, and once with long enrolments in which nobody says two
-sentences at the same pitch. What the attention makes of an enrolment is compared with what a mean
-does, and it is judged once more where each frame is told what all frames of the clip are told on
-average. A training that was stopped goes on where it was. Writes results/streaming-pse.json.
+CPUs; once as there, once for longer, once with long enrolments in which nobody says two sentences
+at the same pitch, and once with an encoder that hears a single frame at a time. What the attention
+makes of an enrolment is compared with what a mean does, and it is judged once more where each frame
+is told what all frames of the clip are told on average. A training that was stopped goes on where
+it was. Writes results/streaming-pse.json.
 """
 
 import argparse
@@ -57,6 +58,10 @@ VARIANTS = {
             "data.mixing.mood=[0.8, 1.25]",
             "model.config.enrolment_seconds=10.0",
         ),
+    ),
+    "frames": Variant(
+        "frames of the enrolment encoded each by itself",
+        ("model.config.enrolment_encoder=frames",),
     ),
 }
 

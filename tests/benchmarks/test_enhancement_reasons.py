@@ -54,6 +54,9 @@ def test_each_changes_one_thing(reasons):
     assert plans["moods"].stages == same.stages
     assert plans["moods"].data.mixing.mood == (0.8, 1.25) and same.data.mixing.mood == (1, 1)
     assert plans["moods"].model.config == same.model.config | {"enrolment_seconds": 10.0}
+    framed = plans["frames"]
+    assert (framed.data, framed.stages) == (same.data, same.stages)
+    assert framed.model.config == same.model.config | {"enrolment_encoder": "frames"}
 
 
 @pytest.fixture
