@@ -213,13 +213,16 @@ class Notes(GeneralTracker):
 
     def __init__(self):
         super().__init__()
-        self.config, self.logged = {}, {}
+        self.config, self.logged, self.finished = {}, {}, False
 
     def store_init_configuration(self, values):
         self.config = values
 
     def log(self, values, step=None, **how):
         self.logged[step] = values
+
+    def finish(self):
+        self.finished = True
 
 
 def test_trackers_get_plain_settings_and_every_logged_step(tmp_path):
@@ -234,6 +237,14 @@ def test_trackers_get_plain_settings_and_every_logged_step(tmp_path):
     assert notes.logged.keys() == {5, 10} and all(
         values.keys() == {"near", "far"} for values in notes.logged.values()
     )
+    assert notes.finished
+
+
+def test_trackers_that_a_caller_began_stay_open(tmp_path):
+    accelerator = Accelerator(cpu=True, log_with=(notes := Notes()))
+    accelerator.init_trackers("mine")
+    train(net(), Fit(), Points(), settings(steps=4), tmp_path, accelerator=accelerator)
+    assert not notes.finished
 
 
 def test_closing_trackers_leaves_the_processes_together(tmp_path):

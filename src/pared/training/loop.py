@@ -287,8 +287,10 @@ class _Run:
 
     def finish(self, step: int) -> None:
         """Close trackers, tell how to go on or put the averaged weights in, leave training mode."""
-        for tracker in self.accelerator.trackers:  # `end_training` would take the processes apart
-            tracker.finish()
+        if self.settings.trackers:
+            # `end_training` would take the processes apart as well.
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         if self.skipped and self.main:
             steps = "1 step" if self.skipped == 1 else f"{self.skipped} steps"
             tqdm.write(f"Left out {steps} that had no finite gradients.")
