@@ -85,7 +85,7 @@ def gains_of(bench: enhancement.Bench, seeds: Sequence[int]) -> dict[str, Any]:
     found["attention over mean, dB"] = over(marks[ATTENTION], marks[MEAN])
     found["lost where all frames are told the same, dB"] = over(marks[ATTENTION], flat)
     found |= {f"{arm}, flips": mean(m["flips"] for m in marks[arm]) for arm in ARMS}
-    return {key: round(value, 3) for key, value in found.items()}
+    return {key: round(value, 3) + 0.0 for key, value in found.items()}  # no -0.0
 
 
 @torch.no_grad()

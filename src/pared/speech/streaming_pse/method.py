@@ -23,6 +23,14 @@ baselines use the same fusion with another S: the mean of the encoded enrolment,
 elsewhere through a linear layer, or zero. The loss is that of `pared.objectives.enhancement`, to
 which all recipes but the full-size one add a term that tells voices apart.
 
+Measured here: attention gains nothing over the mean of the same encoder, in a model of its size or
+of half of it. What it learns is hardly a moving representation: it listens to a part of the
+enrolment, but to much the same part whatever is being heard, and told the same in all frames of a
+clip it loses a seventh of a dB at most. Long enrolments in which no two sentences have the same
+pitch, or an encoder that hears single frames, don't turn that round, and with three times the steps
+the mean leads by more (one seed each, see the table of gains). In the table of attention a mean's
+shares would be 1 and 0.
+
 Not verified: quality on real voices and at the paper's scale, which it doesn't tell.
 """
 
