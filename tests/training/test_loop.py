@@ -271,6 +271,28 @@ def test_trainings_of_one_process_may_differ_in_precision(tmp_path):
     assert used == [*4 * [torch.float32], *4 * [torch.bfloat16], *4 * [torch.float32]]
 
 
+@pytest.mark.parametrize(
+    "precision, units, warned",
+    [
+        ("bf16", {"avx512_bf16": False, "avx512_f": True}, True),
+        ("bf16", {}, True),
+        ("bf16", {"avx512_bf16": True}, False),
+        ("bf16", {"bf16": True}, False),
+        ("no", {}, False),
+    ],
+)
+def test_bfloat16_is_warned_of_where_it_is_only_emulated(
+    tmp_path, precision, units, warned, monkeypatch, recwarn
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    train(net(), Fit(), Points(), settings(steps=4, precision=precision), tmp_path)
+    told = [str(each.message) for each in recwarn if "bfloat16" in str(each.message)]
+    assert told == warned * [
+        "this processor has no units for bfloat16, with which it trains several times as long as "
+        "with float32; precision = 'no' is faster here."
+    ]
+
+
 def test_log_has_each_step_once_after_a_resume(tmp_path):
     script(tmp_path, 23, "SIGKILL")
     script(tmp_path)

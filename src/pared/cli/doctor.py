@@ -89,20 +89,12 @@ def _torch() -> dict[str, Any]:
         return {"devices": [], "threads": None, "problem": f"torch can't be imported ({error})"}
     from pared.bench import host
 
-    cpu = {"name": "cpu", "model": host.cpu_name(), "bf16": _cpu_bf16()}
+    cpu = {"name": "cpu", "model": host.cpu_name(), "bf16": host.multiplies_bf16()}
     cpu["bf16_right"] = _bf16_is_right()
     return {
         "devices": [cpu, *_accelerators(torch)],
         "threads": {"torch": torch.get_num_threads(), "cores": host.usable_cores()},
     }
-
-
-def _cpu_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; otherwise it is slower than float32."""
-    import torch
-
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _bf16_is_right() -> bool:

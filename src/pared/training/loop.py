@@ -4,6 +4,7 @@ import json
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
+from pared.bench import host
 from pared.errors import InputError
 from pared.method import note_drawn
 from pared.training import checkpoints
@@ -163,6 +165,8 @@ class _Run:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         _check_batch(settings, accelerator.num_processes)
+        if accelerator.is_main_process:
+            _warn_of_precision(accelerator)
         freeze_all_but(model, settings.trainable)
         if settings.compile:
             model.compile()  # in place: names of weights stay as they are
@@ -345,6 +349,16 @@ def _allow_precision(precision: str) -> None:
     known = AcceleratorState._shared_state.get("_mixed_precision")
     if known is not None and known != precision:
         AcceleratorState._reset_state()
+
+
+def _warn_of_precision(accelerator: Accelerator) -> None:
+    on_cpu = accelerator.device.type == "cpu"
+    if on_cpu and accelerator.mixed_precision == "bf16" and not host.multiplies_bf16():
+        warnings.warn(
+            "this processor has no units for bfloat16, with which it trains several times as "
+            "long as with float32; precision = 'no' is faster here.",
+            stacklevel=2,
+        )
 
 
 def _check_batch(settings: TrainingSettings, processes: int) -> None:
