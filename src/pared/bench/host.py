@@ -29,14 +29,6 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def multiplies_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; otherwise it is slower than float32."""
-    import torch  # which takes a second, and most of this file does without
-
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def load_average() -> float:
     """Programs running or waiting for a processor, on average over the last minute.
 

@@ -87,9 +87,10 @@ def _torch() -> dict[str, Any]:
         import torch
     except (ImportError, OSError) as error:  # the very case in which a doctor is called
         return {"devices": [], "threads": None, "problem": f"torch can't be imported ({error})"}
+    from pared import processor
     from pared.bench import host
 
-    cpu = {"name": "cpu", "model": host.cpu_name(), "bf16": host.multiplies_bf16()}
+    cpu = {"name": "cpu", "model": host.cpu_name(), "bf16": processor.multiplies_bf16()}
     cpu["bf16_right"] = _bf16_is_right()
     return {
         "devices": [cpu, *_accelerators(torch)],

@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
-from pared.bench import host
+from pared import processor
 from pared.errors import InputError
 from pared.method import note_drawn
 from pared.training import checkpoints
@@ -353,7 +353,7 @@ def _allow_precision(precision: str) -> None:
 
 def _warn_of_precision(accelerator: Accelerator) -> None:
     on_cpu = accelerator.device.type == "cpu"
-    if on_cpu and accelerator.mixed_precision == "bf16" and not host.multiplies_bf16():
+    if on_cpu and accelerator.mixed_precision == "bf16" and not processor.multiplies_bf16():
         warnings.warn(
             "this processor has no units for bfloat16, with which it trains several times as "
             "long as with float32; precision = 'no' is faster here.",
