@@ -23,6 +23,7 @@ import enhancement
 import record
 import torch
 from enhancement_marks import Figures
+from enhancement_sets import kept
 from maps import unlike_a_mean
 from torch import Tensor, nn
 
@@ -76,7 +77,7 @@ def bench_of(options: argparse.Namespace, name: str) -> enhancement.Bench:
 def gains_of(bench: enhancement.Bench, seeds: Sequence[int]) -> dict[str, Any]:
     """A row: how much each improves, means over seeds, and by how much attention improves more."""
     marks = {arm: [bench.done(arm, seed) for seed in seeds] for arm in ARMS}
-    flat = [marks_of(bench, seed, constant) for seed in seeds]
+    flat = [told_the_same(bench, seed) for seed in seeds]
 
     def over(one: list[Figures], other: list[Figures]) -> float:
         return mean(a[IMPROVEMENT] - b[IMPROVEMENT] for a, b in zip(one, other, strict=True))
@@ -89,17 +90,13 @@ def gains_of(bench: enhancement.Bench, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def marks_of(
-    bench: enhancement.Bench, seed: int, by: Callable[[StreamingPSEModel], Any]
-) -> Figures:
-    """Marks of the attention's model on the clips, within the context that `by` makes of it."""
+def told_the_same(bench: enhancement.Bench, seed: int) -> Figures:
+    """Marks of the attention's model on the clips where all frames of a clip are told the same."""
     model = bench.trained(ATTENTION, seed)
-    with by(model):
-        kept = [
-            model.enhance(one.mixture[None], model.encode(one.enrolment[None]))[0]
-            for one in bench.judge.clips
-        ]
-    return bench.judge.of_clips(kept)
+    with constant(model):
+        return bench.judge.of_clips(
+            [kept(model, one.mixture, one.enrolment) for one in bench.judge.clips]
+        )
 
 
 @contextmanager
@@ -137,7 +134,7 @@ def maps_of(model: StreamingPSEModel, clips: Sequence[Any]) -> list[Tensor]:
         for number, layer in enumerate(model.layers)
     ]
     for clip in clips:
-        model.enhance(clip.mixture[None], model.encode(clip.enrolment[None]))
+        kept(model, clip.mixture, clip.enrolment)
     for hook in hooks:
         hook.remove()
     return [torch.stack(each).mean(dim=0) for each in found]
