@@ -1,10 +1,12 @@
 """What tests of speech benches share: voices to learn from, and no second process or training."""
 
 import importlib
+import sys
 
 import pytest
 import torch
 
+from pared import results
 from pared.bench import timing
 from pared.training import loop
 from pared.worlds import speech
@@ -81,3 +83,24 @@ def forbid_training(monkeypatch):
         raise AssertionError("something is trained again")
 
     return lambda: monkeypatch.setattr(loop._Run, "one_step", never)
+
+
+@pytest.fixture
+def trained_once(tmp_path, monkeypatch, forbid_training):
+    """Call it: a bench's variants are trained, which writes nothing, then it tells by no training.
+
+    Gives the tables that it writes.
+    """
+
+    def run(bench, slug, *told):
+        monkeypatch.setattr(importlib.import_module("record"), "ROOT", tmp_path)
+        words = [f"{bench.__name__}.py", "--folder", str(tmp_path / "runs"), *told]
+        monkeypatch.setattr(sys, "argv", [*words, "--only", *bench.VARIANTS])
+        bench.main()
+        assert not (tmp_path / "results").exists()
+        forbid_training()
+        monkeypatch.setattr(sys, "argv", words)
+        bench.main()
+        return results.read(slug, tmp_path / "results").tables
+
+    return run

@@ -2,12 +2,10 @@
 
 import argparse
 import importlib
-import sys
 
 import pytest
 import torch
 
-from pared import results
 from pared.speech.summary_mixing import FrameMixer
 from tests.benchmarks.test_asr import TOY
 from tests.docs.markdown import ROOT
@@ -22,18 +20,10 @@ def reasons(monkeypatch):
     return importlib.import_module("asr_reasons")
 
 
-def test_it_runs_through(reasons, corpus, tmp_path, monkeypatch, forbid_training):
-    monkeypatch.setattr(importlib.import_module("record"), "ROOT", tmp_path)
+def test_it_runs_through(reasons, corpus, trained_once):
     blocks = [*TOY, "model.config.num_hidden_layers=2"]
     sets = [f"--set={change}" for change in (f"data.source={corpus}", *blocks)]
-    told = ["asr_reasons.py", "--folder", str(tmp_path / "runs"), *sets]
-    monkeypatch.setattr(sys, "argv", [*told, "--only", *reasons.VARIANTS])
-    reasons.main()
-    assert not (tmp_path / "results").exists()
-    forbid_training()
-    monkeypatch.setattr(sys, "argv", told)
-    reasons.main()
-    tables = results.read("summarymixing-asr", tmp_path / "results").tables
+    tables = trained_once(reasons, "summarymixing-asr", *sets)
     rows, maps, conditions = tables.values()
     assert [row["changed"] for row in rows] == [v.told for v in reasons.VARIANTS.values()]
     for row in rows:

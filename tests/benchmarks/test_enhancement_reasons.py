@@ -1,13 +1,11 @@
 """The bench of reasons at toy size: what each variant changes, and what it says of an attention."""
 
 import importlib
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pared import results
 from pared.speech.streaming_pse.method import StreamingPSE
 from tests.benchmarks.test_enhancement import TOY
 from tests.docs.markdown import ROOT
@@ -21,18 +19,9 @@ def reasons(monkeypatch):
     return importlib.import_module("enhancement_reasons")
 
 
-def test_it_runs_through(reasons, corpus, tmp_path, monkeypatch, forbid_training):
-    monkeypatch.setattr(importlib.import_module("record"), "ROOT", tmp_path)
+def test_it_runs_through(reasons, corpus, trained_once):
     sets = [f"--set={change}" for change in (f"data.source={corpus}", *TOY)]
-    counts = ["--clips", "2", "--pairs", "1", "--folder", str(tmp_path / "runs")]
-    told = ["enhancement_reasons.py", *counts, *sets]
-    monkeypatch.setattr(sys, "argv", [*told, "--only", *reasons.VARIANTS])
-    reasons.main()
-    assert not (tmp_path / "results").exists()
-    forbid_training()
-    monkeypatch.setattr(sys, "argv", told)
-    reasons.main()
-    tables = results.read("streaming-pse", tmp_path / "results").tables
+    tables = trained_once(reasons, "streaming-pse", "--clips", "2", "--pairs", "1", *sets)
     rows, maps, conditions = tables.values()
     assert [row["changed"] for row in rows] == [v.told for v in reasons.VARIANTS.values()]
     for row in rows:
